@@ -1,0 +1,1 @@
+"""Data sets, tokenizer, batching, and one data module per kind of input."""

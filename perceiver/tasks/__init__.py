@@ -1,0 +1,1 @@
+"""Training tasks, one file each: a LightningModule around a plain torch module."""

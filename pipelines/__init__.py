@@ -1,0 +1,1 @@
+"""Training pipelines on Ray Train, tracked in MLflow. Imports perceiver, never tune."""
