@@ -61,13 +61,13 @@ class EncoderConfig:
     cross_attention_first_only: bool = False
     """Whether only the first layer attends to the inputs."""
     num_cross_attention_qk_channels: int | None = None
-    """Query and key channels of the cross-attention (none: num_latent_channels)."""
+    """Query and key channels of the cross-attention (null: num_latent_channels)."""
     num_cross_attention_v_channels: int | None = None
-    """Value channels of the cross-attention (none: its query and key channels)."""
+    """Value channels of the cross-attention (null: its query and key channels)."""
     num_self_attention_qk_channels: int | None = None
-    """Query and key channels of the self-attention (none: num_latent_channels)."""
+    """Query and key channels of the self-attention (null: num_latent_channels)."""
     num_self_attention_v_channels: int | None = None
-    """Value channels of the self-attention (none: its query and key channels)."""
+    """Value channels of the self-attention (null: its query and key channels)."""
     cross_attention_widening_factor: int = 1
     """Hidden channels of the MLP after cross-attention, as a multiple of num_latent_channels."""
     self_attention_widening_factor: int = 1
@@ -91,11 +91,11 @@ class DecoderConfig:
     num_cross_attention_heads: int = 4
     """Heads of the cross-attention to the latents; must divide its query/key and its value channels."""
     num_output_channels: int | None = None
-    """Channels E of each output query (none: the encoder's num_latent_channels)."""
+    """Channels E of each output query (null: the encoder's num_latent_channels)."""
     num_cross_attention_qk_channels: int | None = None
-    """Query and key channels of the cross-attention (none: num_output_channels)."""
+    """Query and key channels of the cross-attention (null: num_output_channels)."""
     num_cross_attention_v_channels: int | None = None
-    """Value channels of the cross-attention (none: its query and key channels)."""
+    """Value channels of the cross-attention (null: its query and key channels)."""
     widening_factor: int = 1
     """Hidden channels of the MLP, as a multiple of num_output_channels."""
     query_residual: bool = True
@@ -239,7 +239,7 @@ class TextDataConfig:
     """Hub name; a folder in the hub's layout; the original aclImdb folder; a .csv, .jsonl or .parquet file;
     or toy_reviews (built in and synthetic)."""
     test_path: str | None = None
-    """File with the test split, where path is a single file (none: a fixed tenth of path)."""
+    """File with the test split, where path is a single file (null: a fixed tenth of path)."""
     unlabelled_path: str | None = None
     """File with unlabelled texts, where path is a single file."""
     text_column: str = "text"
@@ -252,13 +252,13 @@ class TextDataConfig:
     use_unlabelled: bool = False
     """Whether the unlabelled split joins masked-language pretraining and tokenizer training."""
     limit: int | None = None
-    """Use only this many samples of each split, drawn once and for all (none: all of them)."""
+    """Use only this many samples of each split, drawn once and for all (null: all of them)."""
     vocab_size: int = 10003
     """Tokens in the vocabulary at most, with [PAD], [UNK] and [MASK]."""
     max_seq_len: int = 512
     """Tokens per text at most; what is longer is cut."""
     tokenizer: str | None = None
-    """Tokenizer file to use (none: train a WordPiece tokenizer on the training split)."""
+    """Tokenizer file to use (null: train a WordPiece tokenizer on the training split)."""
     length_pool: int = 50
     """Batches that are shuffled together and sorted by length, so that a batch holds texts of like length
     (1: no sorting)."""
@@ -289,10 +289,10 @@ class ImageDataConfig:
     """What selects the best epoch: a fixed tenth of the training split that is not trained on, or the test split
     (the protocol of the reference implementation)."""
     limit: int | None = None
-    """Use only this many samples of each split, drawn once and for all (none: all of them)."""
+    """Use only this many samples of each split, drawn once and for all (null: all of them)."""
     random_crop: int | None = None
     """Side in pixels of a square cut at random from each training image and from the centre of the others
-    (none: whole images)."""
+    (null: whole images)."""
     normalize: bool = True
     """Whether pixel values are moved from [0, 1] to [-1, 1]."""
     loader_workers: int = 0
@@ -353,7 +353,7 @@ class TrainerConfig:
     precision: Precision = "auto"
     """Number format: auto is bf16-mixed on GPUs that have it and 32-true elsewhere."""
     gradient_clip_norm: float | None = None
-    """Largest L2 norm of the gradient; a larger one is scaled down (none: no limit)."""
+    """Largest L2 norm of the gradient; a larger one is scaled down (null: no limit)."""
     checkpoint_every_n_steps: int = 200
     """Steps between two checkpoints within an epoch; the end of an epoch always leaves one."""
     select_by: Literal["val_loss", "val_accuracy"] = "val_loss"

@@ -1,0 +1,225 @@
+"""Attention and the layers made of it.
+
+Letters in the shapes of this package:
+    B batch, M inputs, C input channels, N latents, D latent channels, O outputs, K selected outputs,
+    E query channels (of the decoder), H heads, Q queries and X query channels (of any attention layer).
+
+`pad_mask` is bool (B, M), True where the input is padding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from perceiver.config import check_heads
+
+
+class KeyValue(NamedTuple):
+    """Inputs projected to keys and values, split into heads."""
+
+    keys: Tensor
+    """(B, H, M, query and key channels per head)."""
+    values: Tensor
+    """(B, H, M, value channels per head)."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
+    """Multi-head scaled dot-product attention.
+
+    Args:
+        q: Queries (B, H, Q, channels per head).
+        k: Keys (B, H, M, channels per head).
+        v: Values (B, H, M, value channels per head).
+        pad_mask: Bool (B, M), True where nothing is to be attended to; none: attend to everything.
+        dropout_p: Probability with which an attention weight is dropped.
+
+    Returns:
+        (B, H, Q, value channels per head); zeros for a row of the batch that is padding throughout.
+    """
+    if pad_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+
+    # The softmax of a row with nothing to attend to is 0 / 0. What comes of it is up to the kernel; where it is NaN, so
+    # are the gradients, even of a result that is thrown away. So such a row attends to everything, and then is zeroed.
+    only_padding = rearrange(pad_mask.all(dim=1), "b -> b 1 1 1")
+    may_attend = rearrange(~pad_mask, "b m -> b 1 1 m") | only_padding
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout_p)
+    return result.masked_fill(only_padding, 0.0)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention whose keys and values can be computed once and used many times.
+
+    Args:
+        num_q_input_channels: Channels X of what is projected to queries.
+        num_kv_input_channels: Channels C of what is projected to keys and values.
+        num_heads: Heads H.
+        num_qk_channels: Channels of queries and keys, all heads together (none: X).
+        num_v_channels: Channels of values, all heads together (none: as queries and keys).
+        num_output_channels: Channels of the result (none: X).
+        dropout: Probability with which an attention weight is dropped in training.
+
+    Raises:
+        ValueError: If the heads do not divide the channels evenly.
+    """
+
+    def __init__(
+        self,
+        num_q_input_channels: int,
+        num_kv_input_channels: int,
+        num_heads: int,
+        num_qk_channels: int | None = None,
+        num_v_channels: int | None = None,
+        num_output_channels: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        num_qk_channels = num_qk_channels or num_q_input_channels
+        num_v_channels = num_v_channels or num_qk_channels
+        check_heads("num_heads", num_heads, "num_qk_channels", num_qk_channels)
+        check_heads("num_heads", num_heads, "num_v_channels", num_v_channels)
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(num_q_input_channels, num_qk_channels)
+        self.k_proj = nn.Linear(num_kv_input_channels, num_qk_channels)
+        self.v_proj = nn.Linear(num_kv_input_channels, num_v_channels)
+        self.out_proj = nn.Linear(num_v_channels, num_output_channels or num_q_input_channels)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Give the projections the initial values of torch's nn.MultiheadAttention."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        # Where all channels are equal, torch draws the three (E, E) matrices as one of (3E, E), which makes
+        # Xavier's bound sqrt(6 / 4E) instead of sqrt(6 / 2E).
+        stacked = len({channels for linear in projections for channels in linear.weight.shape}) == 1
+        for linear in projections:
+            nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5) if stacked else 1.0)
+            nn.init.zeros_(linear.bias)
+        self.out_proj.reset_parameters()
+        nn.init.zeros_(self.out_proj.bias)
+
+    def project_kv(self, x_kv: Tensor) -> KeyValue:
+        """Project inputs (B, M, C) to keys and values."""
+        return KeyValue(self._split_heads(self.k_proj(x_kv)), self._split_heads(self.v_proj(x_kv)))
+
+    def forward(self, x_q: Tensor, kv: KeyValue, pad_mask: Tensor | None = None) -> Tensor:
+        """Let queries attend to projected inputs.
+
+        Args:
+            x_q: What is projected to queries (B, Q, X).
+            kv: Result of project_kv for the inputs (B, M, C).
+            pad_mask: Bool (B, M), True where an input is padding.
+
+        Returns:
+            (B, Q, output channels).
+        """
+        q = self._split_heads(self.q_proj(x_q))
+        result = attend(q, kv.keys, kv.values, pad_mask, self.dropout if self.training else 0.0)
+        return self.out_proj(rearrange(result, "b h q c -> b q (h c)"))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h c) -> b h n c", h=self.num_heads)
+
+
+class MLP(nn.Sequential):
+    """Layer norm, then two linear layers with a GELU between them; the same at each position.
+
+    Args:
+        num_channels: Channels of input and output.
+        widening_factor: Hidden channels as a multiple of num_channels.
+    """
+
+    def __init__(self, num_channels: int, widening_factor: int = 1) -> None:
+        super().__init__(
+            nn.LayerNorm(num_channels),
+            nn.Linear(num_channels, widening_factor * num_channels),
+            nn.GELU(),
+            nn.Linear(widening_factor * num_channels, num_channels),
+        )
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries attend to inputs, then an MLP: Perceiver IO (arXiv:2107.14795), sec. 3.1 and appendix E.
+
+    Args:
+        num_q_channels: Channels X of queries and result.
+        num_kv_channels: Channels C of the inputs.
+        num_heads: Heads H.
+        num_qk_channels: Channels of projected queries and keys (none: X).
+        num_v_channels: Channels of projected values (none: as queries and keys).
+        widening_factor: Hidden channels of the MLP as a multiple of X.
+        query_residual: Whether the queries are added to what their attention returns.
+        dropout: Dropout probability of attention weights and of both branches.
+    """
+
+    def __init__(
+        self,
+        num_q_channels: int,
+        num_kv_channels: int,
+        num_heads: int,
+        num_qk_channels: int | None = None,
+        num_v_channels: int | None = None,
+        widening_factor: int = 1,
+        query_residual: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.query_residual = query_residual
+        self.q_norm = nn.LayerNorm(num_q_channels)
+        self.kv_norm = nn.LayerNorm(num_kv_channels)
+        self.attention = MultiHeadAttention(
+            num_q_channels, num_kv_channels, num_heads, num_qk_channels, num_v_channels, dropout=dropout
+        )
+        self.mlp = MLP(num_q_channels, widening_factor)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, inputs: Tensor) -> KeyValue:
+        """Normalize inputs (B, M, C) and project them to keys and values, for any number of calls of the layer."""
+        return self.attention.project_kv(self.kv_norm(inputs))
+
+    def forward(self, x: Tensor, kv: KeyValue, pad_mask: Tensor | None = None) -> Tensor:
+        """Update queries (B, Q, X) from projected inputs; pad_mask is bool (B, M), True = padding."""
+        attended = self.dropout(self.attention(self.q_norm(x), kv, pad_mask))
+        x = x + attended if self.query_residual else attended
+        return x + self.dropout(self.mlp(x))
+
+
+class SelfAttentionLayer(nn.Module):
+    """Latents attend to each other, then an MLP: Perceiver IO (arXiv:2107.14795), sec. 3.1 and appendix E.
+
+    Args:
+        num_channels: Channels D of latents and result.
+        num_heads: Heads H.
+        num_qk_channels: Channels of projected queries and keys (none: D).
+        num_v_channels: Channels of projected values (none: as queries and keys).
+        widening_factor: Hidden channels of the MLP as a multiple of D.
+        dropout: Dropout probability of attention weights and of both branches.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_heads: int,
+        num_qk_channels: int | None = None,
+        num_v_channels: int | None = None,
+        widening_factor: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(num_channels)
+        self.attention = MultiHeadAttention(
+            num_channels, num_channels, num_heads, num_qk_channels, num_v_channels, dropout=dropout
+        )
+        self.mlp = MLP(num_channels, widening_factor)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Update latents (B, N, D)."""
+        normalized = self.norm(x)
+        x = x + self.dropout(self.attention(normalized, self.attention.project_kv(normalized)))
+        return x + self.dropout(self.mlp(x))
