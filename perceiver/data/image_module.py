@@ -1,0 +1,80 @@
+"""Batches of images, for a classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import rearrange
+
+from perceiver.config import ImageDataConfig
+from perceiver.data.images import ImageData, ImageSplit
+from perceiver.data.modules import Batch, BatchSource, DataModule
+from perceiver.data.sampling import IntArray, Loading
+from perceiver.masking import IGNORED_LABEL
+from perceiver.random import Stream, uniform
+
+
+class ImageSource(BatchSource):
+    """Images: images (B, H, W, C) float32, and labels (B,)."""
+
+    def __init__(self, split: ImageSplit, config: ImageDataConfig, crop_seed: int | None = None) -> None:
+        """Set up the changes that images undergo.
+
+        Args:
+            split: Images and labels.
+            config: Crop size and range of values.
+            crop_seed: Seed of random crops (none: crops are central).
+        """
+        self.split, self.config, self.crop_seed = split, config, crop_seed
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def read(self, samples: IntArray, epoch: int) -> Batch:
+        """Assemble a batch; see `BatchSource.read`."""
+        pixels = self._crop(samples, epoch).astype(np.float32) / 255
+        x = pixels * 2 - 1 if self.config.normalize else pixels
+        return {"images": torch.from_numpy(x), "labels": torch.from_numpy(self.split.labels[samples])}
+
+    def filler(self) -> Batch:
+        """Assemble a batch of one grey image."""
+        _, height, width, channels = self.split.images.shape
+        side = self.config.random_crop
+        shape = (1, side or height, side or width, channels)
+        return {"images": torch.zeros(shape), "labels": torch.tensor([IGNORED_LABEL])}
+
+    def _crop(self, samples: IntArray, epoch: int) -> npt.NDArray[np.uint8]:
+        images, side = self.split.images, self.config.random_crop
+        if side is None:
+            return np.asarray(images[samples])
+        room = rearrange(np.array(images.shape[1:3]) - side, "xy -> xy 1")
+        if self.crop_seed is None:
+            corners = np.broadcast_to(room // 2, (2, len(samples)))
+        else:
+            axes = rearrange(np.arange(2), "xy -> xy 1")
+            draws = uniform((self.crop_seed, Stream.CROP, epoch), axes, samples)
+            corners = (draws * (room + 1)).astype(np.int64)
+        rows, columns = rearrange(corners, "xy b -> xy b 1") + np.arange(side)
+        batch = rearrange(samples, "b -> b 1 1")
+        return np.asarray(images[batch, rearrange(rows, "b h -> b h 1"), rearrange(columns, "b w -> b 1 w")])
+
+
+class ImageDataModule(DataModule):
+    """Batches of images for a classifier."""
+
+    def __init__(self, data: ImageData, config: ImageDataConfig, loading: Loading) -> None:
+        """Set up the loaders.
+
+        Args:
+            data: Decoded splits.
+            config: Crop size, range of values and loader processes.
+            loading: Batch size, seed, rank and start.
+        """
+        super().__init__(
+            ImageSource(data.train, config, loading.seed),
+            ImageSource(data.validation, config),
+            ImageSource(data.test, config),
+            loading,
+            config.loader_workers,
+        )

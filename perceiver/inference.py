@@ -1,0 +1,242 @@
+"""Use a trained model: fill masks, classify texts and images.
+
+from perceiver.inference import load
+
+load("runs/sentiment/finetune/model").classify(["what a film", "what a mess"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from perceiver.config import ImageClassifierConfig, ModelConfig, TextClassifierConfig
+from perceiver.data.tokenizer import MASK_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, vocab_size_of
+from perceiver.errors import UserError
+from perceiver.masking import IGNORED_LABEL
+from perceiver.model import PerceiverIO, PerceiverMLM
+from perceiver.saving import load_model
+
+_UNK_ID, _MASK_ID = SPECIAL_TOKENS.index(UNK_TOKEN), SPECIAL_TOKENS.index(MASK_TOKEN)
+
+
+class Fills(TypedDict):
+    """What a model would write in place of a text's masks.
+
+    Attributes:
+        text: The text with [MASK] in it.
+        fills: For each mask, in order, the most probable tokens with their probabilities, best first. The model does
+            not see masks beyond its max_seq_len tokens; they are left out.
+    """
+
+    text: str
+    fills: list[list[tuple[str, float]]]
+
+
+class Prediction(TypedDict):
+    """The class of one input.
+
+    Attributes:
+        label: Name of the most probable class.
+        probability: Its probability.
+        probabilities: Probability of every class by name.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], max_seq_len: int) -> tuple[Tensor, Tensor]:
+    """Turn texts into padded token ids.
+
+    Args:
+        tokenizer: Tokenizer with the usual special tokens that neither pads nor cuts.
+        texts: B texts, 1 or more; one without tokens becomes one [UNK].
+        max_seq_len: Tokens per text at most; what is longer is cut.
+
+    Returns:
+        Token ids (B, M) and the pad mask (B, M), True where there is padding.
+    """
+    encodings = tokenizer.encode_batch(list(texts))
+    rows = [torch.tensor((encoding.ids or [_UNK_ID])[:max_seq_len]) for encoding in encodings]
+    ids = pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1]) >= lengths[:, None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model without dropout and gradients; afterwards each of its modules is in the mode it was in."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def fill_masks(model: PerceiverMLM, tokenizer: Tokenizer, texts: Sequence[str], k: int = 5) -> list[Fills]:
+    """Fill the masks of texts, decoding the masked positions alone.
+
+    Args:
+        model: Masked language model; left in the mode (training or evaluation) it was in.
+        tokenizer: Its tokenizer.
+        texts: Texts with any number of [MASK].
+        k: Fills per mask, 1 or more; tokens that the tokenizer lacks are none.
+
+    Raises:
+        UserError: If k is below 1.
+    """
+    if k < 1:
+        raise UserError(f"k is {k}, but must be 1 or more")
+    if not texts:
+        return []
+    max_seq_len, _ = model.decoder.output_adapter.output_shape
+    ids, pad_mask = encode(tokenizer, texts, max_seq_len)
+    is_mask = ids == _MASK_ID
+    device = _device(model)
+    labels = ids.masked_fill(~is_mask, IGNORED_LABEL)
+    with evaluating(model):
+        logits, _ = model.masked_logits(ids.to(device), labels.to(device), pad_mask.to(device))  # (T, vocab_size)
+    probabilities = logits[:, : vocab_size_of(tokenizer)].float().softmax(dim=-1)
+    best = probabilities.topk(min(k, probabilities.shape[1]))
+    rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    num_masks = is_mask.sum(dim=1).tolist()
+    return [
+        {"text": text, "fills": [_named(tokenizer, *next(rows)) for _ in range(count)]}
+        for text, count in zip(texts, num_masks, strict=True)
+    ]
+
+
+def _named(tokenizer: Tokenizer, ids: list[int], probabilities: list[float]) -> list[tuple[str, float]]:
+    return [(tokenizer.id_to_token(id_) or UNK_TOKEN, p) for id_, p in zip(ids, probabilities, strict=True)]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+class Predictor:
+    """A loaded model, ready to fill masks or to classify.
+
+    It computes where `model` is; `predictor.model.to("cuda")` takes it to a GPU.
+
+    Args:
+        model: The network.
+        config: What it was built from.
+        tokenizer: Tokenizer of its texts; None for images.
+        batch_size: Inputs per forward pass.
+
+    Raises:
+        UserError: If the batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        model: PerceiverIO | PerceiverMLM,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, but must be 1 or more")
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    def fill(self, texts: Sequence[str], k: int = 5) -> list[Fills]:
+        """Return the k most probable tokens for each [MASK] of each text.
+
+        Args:
+            texts: Texts; a mask beyond the model's max_seq_len tokens is not filled.
+            k: Fills per mask.
+
+        Raises:
+            UserError: If the model is not a masked language model, or the texts are not texts.
+        """
+        if not isinstance(self.model, PerceiverMLM):
+            raise UserError("this model doesn't fill masks: load the model/ folder of an mlm stage")
+        texts, tokenizer = _checked_texts(texts), self._tokenizer()
+        batches = (texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size))
+        return [fills for batch in batches for fills in fill_masks(self.model, tokenizer, batch, k)]
+
+    def classify(self, inputs: Sequence[str] | np.ndarray) -> list[Prediction]:
+        """Return the class of each text, or of each image.
+
+        Args:
+            inputs: Texts, or images (B, height, width, channels) with the values that the model was trained on.
+
+        Raises:
+            UserError: If the model is not a classifier, or the inputs are not of its kind.
+        """
+        config = self.config
+        if not isinstance(config, TextClassifierConfig | ImageClassifierConfig):
+            raise UserError("this model doesn't classify: load the model/ folder of a classifier stage")
+        if isinstance(config, TextClassifierConfig):
+            inputs = _checked_texts(inputs)
+        rows: list[list[float]] = []
+        for start in range(0, len(inputs), self.batch_size):
+            arguments = self._arguments(inputs[start : start + self.batch_size])
+            with evaluating(self.model):
+                rows += self.model(*arguments).float().softmax(dim=-1).tolist()
+        return [_prediction(config.class_names, row) for row in rows]
+
+    def _arguments(self, inputs: Sequence[str] | np.ndarray) -> tuple[Tensor, ...]:
+        """Turn a batch of inputs into what the classifier is called with."""
+        if isinstance(self.config, ImageClassifierConfig):
+            arguments: tuple[Tensor, ...] = (_checked_images(inputs, self.config.image_shape),)
+        else:
+            arguments = encode(self._tokenizer(), list(inputs), self.config.max_seq_len)
+        return tuple(argument.to(_device(self.model)) for argument in arguments)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer: save it again, with its tokenizer")
+        return self.tokenizer
+
+
+def _checked_texts(texts: Sequence[str] | np.ndarray) -> list[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise UserError("the inputs are not texts: give a list of strings")
+    return list(texts)
+
+
+def _checked_images(images: Sequence[str] | np.ndarray, image_shape: tuple[int, int, int]) -> Tensor:
+    try:
+        array = np.asarray(images, dtype=np.float32)
+    except ValueError as error:
+        raise UserError("the inputs are not images: give an array (B, height, width, channels)") from error
+    if array.shape[1:] != image_shape:
+        raise UserError(f"images have the shape {array.shape[1:]}, but must have {image_shape}")
+    return torch.from_numpy(array)
+
+
+def _prediction(class_names: Sequence[str], probabilities: list[float]) -> Prediction:
+    best = int(np.argmax(probabilities))
+    by_name = dict(zip(class_names, probabilities, strict=True))
+    return {"label": class_names[best], "probability": probabilities[best], "probabilities": by_name}
+
+
+def load(folder: str | Path, batch_size: int = 64) -> Predictor:
+    """Load a model folder for use.
+
+    Args:
+        folder: A model/ folder.
+        batch_size: Inputs per forward pass.
+
+    Raises:
+        UserError: If the folder holds no model or its files are damaged.
+    """
+    return Predictor(*load_model(folder), batch_size=batch_size)

@@ -1,0 +1,118 @@
+"""What all tasks share: an exact global loss, stateless dropout, metrics over every sample once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, SumMetric
+
+from perceiver.config import OptimizerConfig
+from perceiver.optim import build_optimizer, schedule_factor
+from perceiver.random import step_seed
+
+Batch = dict[str, Tensor]
+
+
+class LossTerms(NamedTuple):
+    """A loss before it is divided, so that it can be added up over workers.
+
+    Attributes:
+        total: Sum of the losses of all terms, a scalar with gradient.
+        count: Number of terms, a scalar.
+        predictions: Predicted class of each term, (T,).
+        labels: True class of each term, (T,); -100 where there is none.
+    """
+
+    total: Tensor
+    count: Tensor
+    predictions: Tensor
+    labels: Tensor
+
+
+class Task(pl.LightningModule):
+    """A model with its loss, metrics and optimizer. Subclasses say what the loss terms of a batch are.
+
+    The loss of a step is the sum over the global batch divided by its number of terms, whatever the number of
+    workers: the ranks' sums and counts are added before the division, because ranks hold unequal numbers of terms.
+
+    Args:
+        model: The network, a plain torch module.
+        optimizer: Optimizer and schedule.
+        accuracy: Metric over (predictions, labels) that ignores the label -100.
+        total_steps: Optimizer steps of the whole run.
+        seed: Seed of the dropout masks.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: OptimizerConfig, accuracy: Metric, total_steps: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.total_steps = total_steps
+        self.seed = seed
+        self.mean_loss = MeanMetric()
+        self.accuracy = accuracy
+        self.num_samples = SumMetric()
+        self.step_loss: Tensor | None = None
+
+    def loss_terms(self, batch: Batch) -> LossTerms:
+        """Return the undivided loss of this worker's part of a batch."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and a schedule that advances with every step."""
+        optimizer = build_optimizer(self.model, self.optimizer_config)
+        factor = schedule_factor(self.optimizer_config, self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
+        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss."""
+        terms = self.loss_terms(batch)
+        total, count = self._sum_over_ranks(terms.total.detach(), terms.count)
+        count = count.clamp(min=1)
+        self.step_loss = total / count
+        return terms.total * (self.trainer.world_size / count)
+
+    def _sum_over_ranks(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        sums = torch.stack([total.float(), count.float()])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums[0], sums[1]
+
+    def _evaluate(self, batch: Batch) -> None:
+        terms = self.loss_terms(batch)
+        self.mean_loss.update(terms.total / terms.count.clamp(min=1), weight=terms.count)
+        self.accuracy.update(terms.predictions, terms.labels)
+        self.num_samples.update((batch["sample_ids"] >= 0).sum())
+
+    def _report(self, prefix: str) -> None:
+        """Log the metrics of a pass over a split; each `compute` adds up the ranks."""
+        metrics = {"loss": self.mean_loss, "accuracy": self.accuracy, "samples": self.num_samples}
+        for name, metric in metrics.items():
+            self.log(f"{prefix}_{name}", metric.compute().float(), rank_zero_only=False)
+            metric.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val_loss, val_accuracy and val_samples."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test_loss, test_accuracy and test_samples."""
+        self._report("test")

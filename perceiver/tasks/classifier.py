@@ -1,0 +1,60 @@
+"""Classification of texts and of images by cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from perceiver.config import OptimizerConfig
+from perceiver.model import PerceiverIO
+from perceiver.tasks.base import Batch, LossTerms, Task
+
+
+class Classifier(Task):
+    """Trains a PerceiverIO that returns one logit per class. Subclasses say what of a batch goes into it.
+
+    Args:
+        model: The network.
+        num_classes: Number of classes.
+        optimizer: Optimizer and schedule.
+        total_steps: Optimizer steps of the whole run.
+        seed: Seed of the dropout masks.
+        freeze_encoder: Whether the encoder keeps its weights and runs without dropout.
+    """
+
+    model: PerceiverIO
+
+    def __init__(
+        self,
+        model: PerceiverIO,
+        num_classes: int,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        seed: int = 0,
+        freeze_encoder: bool = False,
+    ) -> None:
+        accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-100)
+        super().__init__(model, optimizer, accuracy, total_steps, seed)
+        self.freeze_encoder = freeze_encoder
+        if freeze_encoder:
+            model.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; a frozen encoder always stays in evaluation."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.model.encoder.eval()
+        return self
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (B, num_classes) of a batch."""
+        raise NotImplementedError
+
+    def loss_terms(self, batch: Batch) -> LossTerms:
+        """Sum of the cross-entropies of the samples; a term is a sample."""
+        logits, labels = self.logits(batch), batch["labels"]
+        total = F.cross_entropy(logits.float(), labels, reduction="sum")
+        return LossTerms(total, (labels != -100).sum(), logits.argmax(dim=-1), labels)

@@ -1,0 +1,16 @@
+"""Text classification from scratch, from a masked language model's encoder or from another classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from perceiver.tasks.base import Batch
+from perceiver.tasks.classifier import Classifier
+
+
+class TextClassifier(Classifier):
+    """Classifies token sequences."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (B, num_classes) of token ids (B, M)."""
+        return self.model(batch["input_ids"], batch["pad_mask"])

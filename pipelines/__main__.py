@@ -1,0 +1,46 @@
+"""The command line: `python -m pipelines VERB [options]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from perceiver.errors import UserError
+from pipelines.cli import Command, ConvertCommand, fail, parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C.
+    """
+    command = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if isinstance(command, ConvertCommand):
+            from pipelines.convert import convert
+
+            convert(command)
+        else:
+            _run(command)
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(command: Command) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pipelines.pipeline import StageFailedError
+    from pipelines.run import run
+
+    try:
+        run(command)
+    except StageFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What happens around the steps of a training: metrics into the journal, progress to the driver, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from perceiver.config import TrainerConfig
+from perceiver.tasks.base import Task
+from perceiver.tasks.masked_language_model import MaskedLanguageModel
+from pipelines.checkpoint import Position
+from pipelines.journal import JournalWriter
+
+# Losses stay on the device until this many seconds have passed, because reading one waits for the device.
+_FLUSH_SECONDS = 1.0
+
+
+class StageCallback(pl.Callback):
+    """Writes the journal, tells the driver how far training is, and takes checkpoints.
+
+    Every step leaves one record. A checkpoint is taken after the journal is flushed, so that the records of all steps
+    before it are safe.
+
+    Args:
+        config: How often to take checkpoints, and sizes to report.
+        journal: Where rank 0 writes; None on the other ranks.
+        report: Called with the state of the training.
+        start: Where training starts from.
+        started: `time.monotonic()` when this attempt began.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        journal: JournalWriter | None,
+        report: Callable[[dict[str, Any]], None],
+        start: Position,
+        started: float,
+    ) -> None:
+        self.config = config
+        self.journal = journal
+        self.report = report
+        self.start = start
+        self.started = started
+        self._pending: list[tuple[dict[str, Any], Tensor]] = []
+        self._flushed = time.monotonic()
+        self._learning_rate = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of the epoch's first steps."""
+        self._flushed = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate before the schedule moves on."""
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step's loss; now and then write, report, or take a checkpoint."""
+        assert isinstance(pl_module, Task)
+        assert pl_module.step_loss is not None
+        record = {"kind": "train", "time": time.time(), "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._pending.append(({**record, "learning_rate": self._learning_rate}, pl_module.step_loss))
+        due = trainer.global_step % self.config.checkpoint_every_n_steps == 0 and not trainer.is_last_batch
+        if due or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush(trainer)
+        if due:
+            self._save(trainer, trainer.current_epoch, batch_idx + 1, {})
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is pending and say that validation runs."""
+        self._flush(trainer)
+        self._report(trainer, phase="validating")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the validation metrics and the fills."""
+        record = self._record(trainer, "validation", "val_")
+        self._report(trainer, phase="training", epoch_end=record)
+        if isinstance(pl_module, MaskedLanguageModel) and pl_module.fills:
+            self._write({**self._record(trainer, "fills"), "samples": pl_module.fills})
+            self._report(trainer, phase="training", fills=pl_module.fills)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the checkpoint that ends the epoch."""
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        self._save(trainer, trainer.current_epoch + 1, 0, metrics)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the test runs."""
+        self._report(trainer, phase="testing")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the test metrics."""
+        self._record(trainer, "test", "test_")
+
+    def _record(self, trainer: pl.Trainer, kind: str, prefix: str | None = None) -> dict[str, Any]:
+        """Make a record of the trainer's metrics that begin with `prefix`, and write it."""
+        epoch = min(trainer.current_epoch, self.config.max_epochs - 1)
+        record = {"kind": kind, "time": time.time(), "epoch": epoch, "step": trainer.global_step}
+        if prefix is None:
+            return record
+        metrics = trainer.callback_metrics.items()
+        record |= {name: value.item() for name, value in metrics if name.startswith(prefix)}
+        self._write(record)
+        return record
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.write(record)
+
+    def _flush(self, trainer: pl.Trainer) -> None:
+        """Write the pending steps, with the rate of samples since the last flush."""
+        if not self._pending:
+            return
+        now = time.monotonic()
+        rate = len(self._pending) * self.config.batch_size / max(now - self._flushed, 1e-9)
+        loss = 0.0
+        for record, step_loss in self._pending:
+            loss = step_loss.item()
+            self._write({**record, "loss": loss, "samples_per_second": round(rate, 2)})
+        self._pending.clear()
+        self._flushed = now
+        self._report(trainer, phase="training", loss=loss, samples_per_second=rate)
+
+    def _report(self, trainer: pl.Trainer, **state: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        per_epoch = int(trainer.num_training_batches) if trainer.num_training_batches != float("inf") else 0
+        self.report(
+            {
+                "epoch": min(trainer.current_epoch + 1, self.config.max_epochs),
+                "max_epochs": self.config.max_epochs,
+                "step": trainer.global_step,
+                "total_steps": per_epoch * self.config.max_epochs,
+                **state,
+            }
+        )
+
+    def _save(self, trainer: pl.Trainer, epoch: int, batch: int, metrics: dict[str, float]) -> None:
+        if self.journal is not None:
+            self.journal.flush()
+        seconds = self.start.seconds + time.monotonic() - self.started
+        position = Position(trainer.global_step, epoch, batch, round(seconds, 3), metrics)
+        trainer.save_checkpoint(position.name, storage_options=position)
+        self._flushed = time.monotonic()

@@ -1,0 +1,137 @@
+"""Checkpoints of a stage: written whole or not at all, verified when read, the newest valid one wins.
+
+A checkpoint is a folder `checkpoints/step-000000123/` with Lightning's checkpoint in `state.ckpt` and a manifest that
+holds its sha256 and where in the training it was taken. The manifest is written last.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from perceiver.files import MANIFEST, DamagedFolderError, read_manifest, write_manifest
+from pipelines.storage import Storage
+
+STATE = "state.ckpt"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the training a checkpoint was taken.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: Epoch that training goes on in, from 0.
+        batch: Batches of that epoch that are done.
+        seconds: Seconds of training so far, over all attempts.
+        metrics: Validation metrics, at the end of an epoch.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint's folder."""
+        return f"step-{self.step:09d}"
+
+
+class CheckpointStore:
+    """The checkpoints of one stage.
+
+    Args:
+        storage: Folder of the checkpoints.
+        select_by: Validation metric that tells which checkpoint is best: val_loss or val_accuracy.
+        keep: Newest checkpoints that are kept, beside the best one.
+    """
+
+    def __init__(self, storage: Storage, select_by: str = "val_loss", keep: int = 2) -> None:
+        self.storage = storage
+        self.select_by = select_by
+        self.keep = keep
+
+    def save(self, state: Mapping[str, Any], position: Position) -> None:
+        """Write a checkpoint, then delete those that are neither new nor best."""
+        with tempfile.TemporaryDirectory(prefix="perceiver-checkpoint-") as temporary:
+            folder = Path(temporary)
+            torch.save(state, folder / STATE)
+            write_manifest(folder, **asdict(position))
+            (self.storage / position.name).upload_folder(folder)
+        self._prune()
+
+    def load(self, position: Position) -> dict[str, Any]:
+        """Read a checkpoint; nothing in it is unpickled but tensors and plain containers."""
+        with self._verified(position.name) as folder:
+            return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+    def newest(self) -> Position | None:
+        """Return the newest checkpoint whose files are whole, or None."""
+        for name in reversed(self._names()):
+            try:
+                with self._verified(name) as folder:
+                    return self._position(read_manifest(folder, verify=False))
+            except DamagedFolderError:
+                continue
+        return None
+
+    def best(self) -> Position | None:
+        """Return the checkpoint with the best validation metric, the earliest of equals, or None."""
+        positions = [p for p in map(self._peek, self._names()) if p is not None and self.select_by in p.metrics]
+        sign = 1.0 if self.select_by == "val_loss" else -1.0
+        return min(positions, key=lambda p: (sign * p.metrics[self.select_by], p.step), default=None)
+
+    def _names(self) -> list[str]:
+        return [name for name in self.storage.names() if name.startswith("step-")]
+
+    def _peek(self, name: str) -> Position | None:
+        """Read where a checkpoint was taken, without verifying its large file."""
+        manifest = (self.storage / name / MANIFEST).read_json()
+        return self._position(manifest) if manifest is not None else None
+
+    @staticmethod
+    def _position(manifest: Mapping[str, Any]) -> Position:
+        return Position(**{name: manifest[name] for name in Position.__dataclass_fields__})
+
+    @contextmanager
+    def _verified(self, name: str) -> Iterator[Path]:
+        with (self.storage / name).as_local_folder() as folder:
+            read_manifest(folder)
+            yield folder
+
+    def _prune(self) -> None:
+        best = self.best()
+        kept = set(self._names()[-self.keep :]) | ({best.name} if best else set())
+        for name in self._names():
+            if name not in kept:
+                (self.storage / name).delete()
+
+
+class StoreIO(CheckpointIO):
+    """Lets a Lightning Trainer save to and restore from a CheckpointStore; a path is a checkpoint's name."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; `storage_options` is its Position."""
+        self.store.save(checkpoint, storage_options)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read the checkpoint of a name."""
+        return self.store.load(Position(step=int(Path(path).name.removeprefix("step-"))))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the checkpoint of a name."""
+        (self.store.storage / Path(path).name).delete()

@@ -1,0 +1,270 @@
+"""What can be set about a pipeline: its stages, its workers, its tracking and where its results lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from perceiver.config import (
+    DecoderConfig,
+    EncoderConfig,
+    ImageClassifierConfig,
+    ImageDataConfig,
+    MaskedLanguageModelConfig,
+    MaskingConfig,
+    OptimizerConfig,
+    TextClassifierConfig,
+    TextDataConfig,
+    TrainerConfig,
+)
+
+SAMPLES = ("i have watched this [MASK] and it was awesome", "i have [MASK] this movie and [MASK] was terrible")
+
+
+def _single_head() -> DecoderConfig:
+    return DecoderConfig(num_cross_attention_heads=1)
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """The workers of a stage."""
+
+    num_workers: int = 1
+    """Training workers; they divide each batch among them (0: train in the process of the command itself)."""
+    use_gpu: bool | None = None
+    """Whether each worker has a GPU (null: if the cluster has any)."""
+    cpus_per_worker: int | None = None
+    """CPU cores per worker (null: those of the cluster divided by the workers)."""
+    max_failures: int = 2
+    """Times that the workers are started again after one of them died."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}, but must be 0 or more")
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but must be 1 or more")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures is {self.max_failures}, but must be 0 or more")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go beside the result's own metrics.jsonl."""
+
+    mlflow: bool = True
+    """Whether runs are recorded in MLflow."""
+    experiment: str = "perceiver"
+    """MLflow experiment."""
+    uri: str | None = None
+    """MLflow tracking URI (null: MLFLOW_TRACKING_URI, else mlflow.db in storage_path)."""
+    tensorboard: bool = True
+    """Whether TensorBoard files are written beside the metrics."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a pipeline runs and what it leaves behind."""
+
+    run_name: str = "run"
+    """Name of the result's folder in storage_path, and of the run in MLflow."""
+    storage_path: str = "runs"
+    """Folder or URI (s3://, gs://, file:// or another that pyarrow or fsspec knows) of all results."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """Workers."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow and TensorBoard."""
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Masked-language pretraining, but for its data and its encoder."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Shape of the decoder."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are to be restored."""
+    dropout: float = 0.0
+    """Dropout probability of attention weights and of both residual branches."""
+    tie_output_embedding: bool = False
+    """Whether the output layer shares its weights with the token embedding."""
+    samples: tuple[str, ...] = SAMPLES
+    """Texts with [MASK] that are filled after every epoch."""
+    num_predictions: int = 5
+    """Fills shown per mask."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Length and manner of the training."""
+
+    def __post_init__(self) -> None:
+        if self.num_predictions < 1:
+            raise ValueError(f"num_predictions is {self.num_predictions}, but must be 1 or more")
+        for text in self.samples:
+            if "[MASK]" not in text:
+                raise ValueError(f"samples has {text!r}, but each must hold [MASK]")
+
+
+@dataclass(frozen=True)
+class MLMStageConfig(PretrainingConfig):
+    """A stage of masked-language pretraining."""
+
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    """Texts."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Shape of the encoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model(self.data.vocab_size)
+
+    def model(self, vocab_size: int) -> MaskedLanguageModelConfig:
+        """Describe the model for a tokenizer of `vocab_size` tokens."""
+        return MaskedLanguageModelConfig(
+            encoder=self.encoder,
+            decoder=self.decoder,
+            masking=self.masking,
+            vocab_size=vocab_size,
+            max_seq_len=self.data.max_seq_len,
+            dropout=self.dropout,
+            tie_output_embedding=self.tie_output_embedding,
+        )
+
+
+@dataclass(frozen=True)
+class ClassifierTrainingConfig:
+    """Training of a text classifier, but for its data and its encoder."""
+
+    decoder: DecoderConfig = field(default_factory=_single_head)
+    """Shape of the classifier's decoder."""
+    dropout: float = 0.0
+    """Dropout probability of attention weights and of both residual branches."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=1e-3))
+    """Optimizer."""
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(batch_size=128))
+    """Length and manner of the training."""
+
+
+@dataclass(frozen=True)
+class TextClassifierStageConfig(ClassifierTrainingConfig):
+    """A stage of text classification."""
+
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    """Texts and labels."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Shape of the encoder."""
+    init_from: str | None = None
+    """Folder or URI of a model to start from: of a masked language model (its encoder is taken) or of a text
+    classifier (all of it) (null: start from scratch)."""
+    freeze_encoder: bool = False
+    """Whether only the decoder is trained."""
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and self.init_from is None:
+            raise ValueError("freeze_encoder is true, but without init_from there is no trained encoder to freeze")
+        self.model(self.data.vocab_size, ("0", "1"))
+
+    def model(self, vocab_size: int, class_names: tuple[str, ...]) -> TextClassifierConfig:
+        """Describe the model for a tokenizer of `vocab_size` tokens and these classes."""
+        return TextClassifierConfig(
+            encoder=self.encoder,
+            decoder=self.decoder,
+            vocab_size=vocab_size,
+            max_seq_len=self.data.max_seq_len,
+            class_names=class_names,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class ImageClassifierStageConfig:
+    """Image classification."""
+
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    """Images and labels."""
+    encoder: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(
+            num_latents=32, num_latent_channels=128, num_self_attention_layers_per_block=3
+        )
+    )
+    """Shape of the encoder."""
+    decoder: DecoderConfig = field(default_factory=_single_head)
+    """Shape of the decoder."""
+    num_frequency_bands: int = 32
+    """Frequencies of the Fourier position encoding, per axis."""
+    dropout: float = 0.0
+    """Dropout probability of attention weights and of both residual branches."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
+    """Optimizer."""
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(batch_size=128))
+    """Length and manner of the training."""
+
+    def __post_init__(self) -> None:
+        self.model((1, 1, 1), ("0", "1"))
+
+    def model(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> ImageClassifierConfig:
+        """Describe the model for images (height, width, channels) and these classes."""
+        return ImageClassifierConfig(
+            encoder=self.encoder,
+            decoder=self.decoder,
+            image_shape=image_shape,
+            num_frequency_bands=self.num_frequency_bands,
+            class_names=class_names,
+            dropout=self.dropout,
+        )
+
+
+StageConfig = MLMStageConfig | TextClassifierStageConfig | ImageClassifierStageConfig
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The chain's third stage: encoder and decoder of the classifier are trained together."""
+
+    dropout: float = 0.1
+    """Dropout probability of attention weights and of both residual branches."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, weight_decay=1e-3))
+    """Optimizer."""
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(batch_size=128))
+    """Length and manner of the training."""
+
+
+@dataclass(frozen=True)
+class SentimentConfig:
+    """The chain: pretrain an encoder, classify with it frozen, then fine-tune everything."""
+
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    """Texts and labels of all stages."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Shape of the encoder of all stages."""
+    mlm: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Masked-language pretraining."""
+    frozen: ClassifierTrainingConfig = field(default_factory=ClassifierTrainingConfig)
+    """Classifier on the frozen encoder."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Joint fine-tuning."""
+    baselines: bool = True
+    """Whether the majority class and TF-IDF with logistic regression are shown beside the results."""
+
+    def __post_init__(self) -> None:
+        self.stages()
+
+    def stages(self, location: str = "") -> dict[str, StageConfig]:
+        """Return the configuration of each stage by its name, in order.
+
+        Args:
+            location: Folder or URI of the run, below which a stage finds its predecessor's model.
+        """
+
+        def parts(config: PretrainingConfig | ClassifierTrainingConfig | FinetuneConfig) -> dict[str, Any]:
+            own = {f.name: getattr(config, f.name) for f in fields(config)}
+            return {"data": self.data, "encoder": self.encoder, **own}
+
+        return {
+            "mlm": MLMStageConfig(**parts(self.mlm)),
+            "frozen": TextClassifierStageConfig(
+                **parts(self.frozen), init_from=f"{location}/mlm/model", freeze_encoder=True
+            ),
+            "finetune": TextClassifierStageConfig(
+                **parts(self.finetune), decoder=self.frozen.decoder, init_from=f"{location}/frozen/model"
+            ),
+        }

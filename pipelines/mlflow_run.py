@@ -1,0 +1,167 @@
+"""A run in MLflow, and the note in tracking.json of what it has accepted."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.journal import Record, StepMarks
+from pipelines.sink import Status, TrackingFile, metric_items
+from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+SECTION = "mlflow"
+FILLS = "fills.json"
+
+_METRICS_PER_CALL = 1000
+_PARAMETERS_PER_CALL = 100
+_LONGEST_PARAMETER = 6000
+
+
+class MlflowRun:
+    """A run in MLflow, with the note of what it has.
+
+    Args:
+        client: MLflow's client.
+        state: The tracking.json that the note is kept in.
+        section: The note: `run_id`, `marks`, and what identifies the run.
+    """
+
+    def __init__(self, client: MlflowClient, state: TrackingFile, section: dict[str, Any]) -> None:
+        self.client = client
+        self.run_id: str = section["run_id"]
+        self.marks = StepMarks(section["marks"])
+        self._state = state
+        self._section = section
+
+    def _note(self, **facts: Any) -> None:
+        self._section = {**self._section, "marks": self.marks.steps, **facts}
+        self._state.write(SECTION, self._section)
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Send the parameters that the run does not have; those that it has cannot be changed."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run_id).data.params
+        missing = [Param(key, value) for key, value in flatten(parameters).items() if key not in known]
+        for start in range(0, len(missing), _PARAMETERS_PER_CALL):
+            self.client.log_batch(self.run_id, params=missing[start : start + _PARAMETERS_PER_CALL])
+
+    def log_summary(self, metrics: Mapping[str, float], seconds: float) -> None:
+        """Send metrics that have no step, with the time they are of."""
+        self.client.log_batch(self.run_id, metrics=[_metric(key, metrics[key], seconds, 0) for key in metrics])
+
+    def log_points(self, records: list[Record]) -> None:
+        """Send the metrics of some records, in as many calls as it takes, and note each call that succeeded."""
+        for chunk in _chunks(records):
+            self._log_chunk(chunk)
+
+    def _log_chunk(self, records: list[Record]) -> None:
+        metrics = [
+            _metric(key, value, record["time"], record["step"]) for record in records for key, value in _points(record)
+        ]
+        self.client.log_batch(self.run_id, metrics=metrics)
+        for record in records:
+            self.marks.advance(record)
+        self._note()
+
+    def log_fills(self, record: Record) -> None:
+        """Append to the table of fills, unless the rows are there although the answer never came."""
+        if record["step"] not in self._logged_fill_steps():
+            self.client.log_table(self.run_id, fills_table(record), FILLS)
+        self.marks.advance(record)
+        self._note()
+
+    def _logged_fill_steps(self) -> set[int]:
+        if all(file.path != FILLS for file in self.client.list_artifacts(self.run_id)):
+            return set()
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(self.run_id, FILLS, folder)
+            table = json.loads(Path(path).read_bytes())
+        column = table["columns"].index("step")
+        return {row[column] for row in table["data"]}
+
+    def log_folder(self, folder: Storage) -> None:
+        """Send a folder as an artifact of the same name, if it is there."""
+        if not folder.is_dir():
+            return
+        with folder.as_local_folder() as local:
+            self.client.log_artifacts(self.run_id, str(local), folder.name)
+
+    def terminate(self, status: Status, end_time: float | None) -> None:
+        """End the run at a time in unix seconds (none: now)."""
+        milliseconds = None if end_time is None else int(end_time * 1000)
+        self.client.set_terminated(self.run_id, status, milliseconds)
+        self._note(ended=status)
+
+
+def fills_table(record: Record) -> dict[str, list[Any]]:
+    """Return a record of fills as columns with one row per mask, to be read from top to bottom in MLflow's table."""
+    names = ("epoch", "step", "text", "mask", "prediction", "probability", "others")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for sample in record["samples"]:
+        for mask, tokens in enumerate(sample["fills"], start=1):
+            (prediction, probability), *others = tokens
+            rest = ", ".join(f"{token} {float(value):.3f}" for token, value in others)
+            row = (
+                record["epoch"],
+                record["step"],
+                sample["text"],
+                mask,
+                prediction,
+                round(float(probability), 4),
+                rest,
+            )
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value)
+    return columns
+
+
+def _points(record: Record) -> Iterator[tuple[str, float]]:
+    """Yield a record's metrics under names that no other kind of record uses."""
+    prefix = {"validation": "val_", "test": "test_"}.get(record["kind"], "")
+    for key, value in metric_items(record).items():
+        yield key if key.startswith(prefix) else prefix + key, value
+    if record["kind"] == "train":
+        yield "epoch", float(record["epoch"])
+
+
+def _metric(key: str, value: float, seconds: float, step: int) -> Metric:
+    from mlflow.entities import Metric
+
+    return Metric(key, value, int(seconds * 1000), step)
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records in groups that one call can take."""
+    chunk: list[Record] = []
+    size = 0
+    for record in records:
+        points = sum(1 for _ in _points(record))
+        if chunk and size + points > _METRICS_PER_CALL:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(record)
+        size += points
+    if chunk:
+        yield chunk
+
+
+def flatten(parameters: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested mappings or dataclasses as one mapping from dotted names to texts that MLflow accepts."""
+    if is_dataclass(parameters) and not isinstance(parameters, type):
+        parameters = asdict(parameters)
+    flat: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping) or is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:_LONGEST_PARAMETER]
+    return flat

@@ -1,0 +1,172 @@
+"""Run the stages of a pipeline one after the other: skip, resume or train each, and say what came out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from perceiver.errors import UserError
+from pipelines.cluster import cluster
+from pipelines.config import RunConfig, StageConfig
+from pipelines.progress import Progress
+from pipelines.sink import PipelineRun, Status
+from pipelines.stage_folder import Decision, StageFolder, plain, write_config
+from pipelines.stages import Prepared, prepare
+from pipelines.storage import Storage, check_run_name
+from pipelines.tracking import Tracker
+from pipelines.worker import StagePlan
+
+_DRAIN_SECONDS = 30.0
+
+
+class StageFailedError(RuntimeError):
+    """A stage's training failed; its text is one line."""
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What became of a stage.
+
+    Attributes:
+        name: Name of the stage.
+        result: Epochs, metrics, parameters and seconds, as `pipelines.worker.run_stage` returns them.
+        folder: Folder of the result.
+        skipped: Whether an earlier start had finished it.
+        synthetic: Whether its data is made up.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+    folder: Storage
+    skipped: bool
+    synthetic: bool
+
+
+@dataclass
+class Pipeline:
+    """The stages of a run, in order.
+
+    Attributes:
+        config: The pipeline's configuration.
+        stages: Configuration of each stage by its name.
+        run: Where the pipeline runs and what it leaves behind.
+        storage: The storage path.
+    """
+
+    config: Any
+    stages: Mapping[str, StageConfig]
+    run: RunConfig
+    storage: Storage
+    outcomes: list[StageOutcome] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Storage:
+        """Folder of the run."""
+        return self.storage / self.run.run_name
+
+    def execute(self, progress: Progress) -> list[StageOutcome]:
+        """Run every stage that isn't finished.
+
+        Raises:
+            UserError: If the user made a mistake; found before any worker starts.
+            StageFailedError: If training failed.
+            KeyboardInterrupt: If the user stopped it.
+        """
+        self.check()
+        first = prepare(next(iter(self.stages.values())))
+        write_config(self.folder, self.config, self.run)
+        parameters = plain({**asdict(self.config), **asdict(self.run)})
+        tags = {"synthetic_data": "true"} if first.synthetic else {}
+        pipeline_run = PipelineRun(self.storage, self.run.run_name, self.run.tracking, parameters, tags)
+        tracker = Tracker(pipeline_run, warn=progress.message)
+        status: Status = "FAILED"
+        try:
+            with cluster(self.run.scaling):
+                for number, (name, config) in enumerate(self.stages.items()):
+                    prepared = first if number == 0 else prepare(config)
+                    self.outcomes.append(self._run_stage(name, config, prepared, tracker, progress))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.close(status, self._summary(), _DRAIN_SECONDS)
+        return self.outcomes
+
+    def check(self) -> None:
+        """Find mistakes that need no data.
+
+        Raises:
+            UserError: If there is one.
+        """
+        check_run_name(self.run.run_name)
+        workers = self.run.scaling.num_workers
+        for name, config in self.stages.items():
+            if workers and config.trainer.batch_size % workers:
+                prefix = f"{name}." if len(self.stages) > 1 else ""
+                raise UserError(
+                    f"{prefix}trainer.batch_size is {config.trainer.batch_size}, which {workers} workers don't divide: "
+                    f"choose a multiple of scaling.num_workers"
+                )
+        self.storage.check_writable()
+
+    def _run_stage(
+        self, name: str, config: StageConfig, prepared: Prepared, tracker: Tracker, progress: Progress
+    ) -> StageOutcome:
+        folder = StageFolder(self.folder, name)
+        decision = folder.decide(config, prepared)
+        tags = {"data_fingerprint": prepared.data_fingerprint}
+        if decision.action == "skip":
+            progress.message(f"{name}: finished before, skipped ({decision.reason})")
+            tracker.skip_stage(name, folder.storage, plain(asdict(config)), tags)
+            return StageOutcome(name, folder.result(), folder.storage, True, prepared.synthetic)
+        _announce(name, decision, folder, progress)
+        folder.begin(config, prepared, self.run)
+        tracker.begin_stage(name, folder.storage, plain(asdict(config)), tags)
+        result = self._train(StagePlan(name, config, prepared, folder.storage), progress)
+        folder.finish(config, prepared, result)
+        tracker.end_stage()
+        return StageOutcome(name, result, folder.storage, False, prepared.synthetic)
+
+    def _train(self, plan: StagePlan, progress: Progress) -> dict[str, Any]:
+        from pipelines.train import train
+
+        progress.update({"stage": plan.name, "phase": "starting"})
+        try:
+            return train(plan, self.run.scaling, lambda state: progress.update({**state, "stage": plan.name}))
+        except UserError:
+            raise
+        except Exception as error:
+            log = plan.storage / "error.txt"
+            log.write_bytes(traceback.format_exc().encode())
+            raise StageFailedError(f"stage {plan.name} failed: {_cause(error)}; the whole story is in {log}") from error
+
+    def _summary(self) -> dict[str, float]:
+        """Return the metrics that the pipeline's own run shows."""
+        return {
+            f"{outcome.name}_{metric}": float(value)
+            for outcome in self.outcomes
+            for metric, value in outcome.result.items()
+            if metric.startswith(("val_", "test_")) and isinstance(value, int | float)
+        }
+
+
+def _announce(name: str, decision: Decision, folder: StageFolder, progress: Progress) -> None:
+    if decision.action == "resume":
+        progress.message(f"{name}: {decision.reason}, goes on from its newest checkpoint")
+    elif decision.action == "restart":
+        kept = folder.set_aside()
+        progress.message(f"{name}: changed ({decision.reason}), runs again; the earlier result is kept in {kept}")
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost message of a failure that passed through Ray, in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return _cause(next(iter(failures.values())))
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {text[-1]}"[:500]

@@ -1,0 +1,93 @@
+"""From a parsed command to a finished pipeline and the table that sums it up."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from perceiver.data.text import split_text
+from pipelines.cli import Command
+from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig
+from pipelines.mlflow_sink import tracking_uri, without_secrets
+from pipelines.pipeline import Pipeline, StageOutcome
+from pipelines.progress import Progress, SummaryRow, print_summary
+from pipelines.sentiment import baselines
+from pipelines.storage import Storage
+
+_BASELINE_NAMES = {
+    "majority": "baseline: commonest class",
+    "tfidf_logistic_regression": "baseline: TF-IDF + logistic regression",
+}
+
+
+def run(command: Command) -> list[StageOutcome]:
+    """Run a pipeline and print what came out.
+
+    Raises:
+        UserError: If the user made a mistake.
+        StageFailedError: If training failed.
+    """
+    storage = Storage.from_uri(command.run.storage_path)
+    folder = storage / command.run.run_name
+    pipeline = Pipeline(command.config, _stages(command, folder), command.run, storage)
+    progress = Progress()
+    rows: list[SummaryRow] = []
+    try:
+        pipeline.check()
+        if isinstance(command.config, SentimentConfig):
+            split_text(command.config.data)  # finds a wrong label before the pretraining, which needs none
+        outcomes = pipeline.execute(progress)
+        if isinstance(command.config, SentimentConfig) and command.config.baselines:
+            figures = baselines(command.config.data, folder, progress.message)
+            rows = [SummaryRow(_BASELINE_NAMES[name], test_accuracy=value) for name, value in figures.items()]
+    finally:
+        progress.close()
+    print_summary(str(folder), [*map(_row, outcomes), *rows], _commands(pipeline, outcomes))
+    return outcomes
+
+
+def _stages(command: Command, folder: Storage) -> Mapping[str, StageConfig]:
+    config: Any = command.config
+    return config.stages(folder.uri) if isinstance(config, SentimentConfig) else {command.verb: config}
+
+
+def _row(outcome: StageOutcome) -> SummaryRow:
+    result = outcome.result
+    notes = ["synthetic data"] if outcome.synthetic else []
+    return SummaryRow(
+        outcome.name,
+        epochs=result["epochs"],
+        val_loss=result.get("val_loss"),
+        val_accuracy=result.get("val_accuracy"),
+        test_accuracy=result.get("test_accuracy"),
+        seconds=result["seconds"],
+        note=", ".join([*notes, *(["finished before"] if outcome.skipped else [])]),
+    )
+
+
+def _commands(pipeline: Pipeline, outcomes: list[StageOutcome]) -> dict[str, str]:
+    """Return the commands that open the results, by what they open."""
+    commands = {}
+    tracking = pipeline.run.tracking
+    if tracking.mlflow:
+        uri = without_secrets(tracking_uri(tracking, pipeline.storage))
+        commands["MLflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    if tracking.tensorboard:
+        commands["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(pipeline.folder))}"
+    last = outcomes[-1]
+    if last.folder.is_local:
+        use = _use(pipeline.stages[last.name], f"{last.folder}/model")
+        commands["Use it"] = f"python -c {shlex.quote(use)}"
+    return commands
+
+
+def _use(config: StageConfig, folder: str) -> str:
+    start = f'from perceiver.inference import load; model = load("{folder}"); '
+    match config:
+        case MLMStageConfig():
+            return start + f'print(model.fill(["{config.samples[0] if config.samples else "a [MASK] film"}"]))'
+        case TextClassifierStageConfig():
+            return start + 'print(model.classify(["what a wonderful film", "what a mess"]))'
+        case _:
+            return start + "help(model.classify)"

@@ -1,0 +1,198 @@
+"""The kinds of stages: what each reads, what it builds, and what makes its result another one.
+
+`prepare` runs on the driver and finds every mistake before a worker starts; `build` runs on each worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, assert_never
+
+import torch
+from pytorch_lightning import LightningDataModule
+from tokenizers import Tokenizer
+
+from perceiver.build import build_model
+from perceiver.config import (
+    ImageClassifierConfig,
+    MaskedLanguageModelConfig,
+    ModelConfig,
+    TextClassifierConfig,
+)
+from perceiver.data.image_module import ImageDataModule
+from perceiver.data.images import prepare_images
+from perceiver.data.sampling import Loading
+from perceiver.data.text import prepare_text
+from perceiver.data.text_module import TextDataModule
+from perceiver.errors import UserError
+from perceiver.files import read_manifest
+from perceiver.model import PerceiverIO, PerceiverMLM
+from perceiver.saving import load_model, read_config, read_tokenizer
+from perceiver.tasks.base import Task
+from perceiver.tasks.image_classifier import ImageClassifier
+from perceiver.tasks.masked_language_model import MaskedLanguageModel
+from perceiver.tasks.text_classifier import TextClassifier
+from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
+from pipelines.storage import Storage
+
+# Settings that change where things lie or how fast they come, but not the result.
+_WITHOUT_EFFECT = {
+    "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers"),
+    "trainer": ("checkpoint_every_n_steps",),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver learned about a stage from its data and its input model.
+
+    Attributes:
+        model: The model to train.
+        tokenizer: Tokenizer as JSON; None for images.
+        data_fingerprint: Identity of the data's content.
+        fingerprint: Identity of the stage's result: its settings, data and input model.
+        synthetic: Whether the data is made up.
+    """
+
+    model: ModelConfig
+    tokenizer: str | None
+    data_fingerprint: str
+    fingerprint: str
+    synthetic: bool
+
+
+def prepare(config: StageConfig) -> Prepared:
+    """Load a stage's data, describe its model, and check both.
+
+    Raises:
+        UserError: If the data or the input model can't be used.
+    """
+    if isinstance(config, ImageClassifierStageConfig):
+        images = prepare_images(config.data)
+        model: ModelConfig = config.model(images.input_shape, images.class_names)
+        return Prepared(model, None, images.fingerprint, fingerprint(config, images.fingerprint), False)
+    init_from = config.init_from if isinstance(config, TextClassifierStageConfig) else None
+    tokenizer, input_fingerprint = _inspect_input(config, init_from) if init_from else (None, "")
+    labelled = isinstance(config, TextClassifierStageConfig)
+    texts = prepare_text(config.data, tokenizer, labelled=labelled)
+    vocab_size = texts.tokenizer.get_vocab_size()
+    if isinstance(config, MLMStageConfig):
+        model = config.model(vocab_size)
+    else:
+        model = config.model(vocab_size, texts.class_names)
+    identity = fingerprint(config, texts.fingerprint, input_fingerprint)
+    return Prepared(model, texts.tokenizer.to_str(), texts.fingerprint, identity, texts.synthetic)
+
+
+def fingerprint(config: StageConfig, data_fingerprint: str, input_fingerprint: str = "") -> str:
+    """Return the identity of a stage's result.
+
+    Args:
+        config: Settings; those that don't change the result are left out.
+        data_fingerprint: Identity of the data's content.
+        input_fingerprint: Identity of the model that the stage starts from.
+    """
+    identity = {
+        "kind": type(config).__name__,
+        "settings": settings_with_effect(config),
+        "data": data_fingerprint,
+        "input": input_fingerprint,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def settings_with_effect(config: StageConfig) -> dict[str, Any]:
+    """Return a stage's settings without those that don't change its result."""
+    settings = asdict(config)
+    settings.pop("init_from", None)
+    for section, names in _WITHOUT_EFFECT.items():
+        for name in names:
+            settings[section].pop(name, None)
+    return settings
+
+
+def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[Tokenizer, str]:
+    """Check that the input model fits the config; return its tokenizer and its identity."""
+    with Storage.from_uri(init_from).as_local_folder() as folder:
+        source = read_config(folder)
+        tokenizer = read_tokenizer(folder)
+        identity = json.dumps(read_manifest(folder, verify=False)["files"], sort_keys=True)
+    if isinstance(source, ImageClassifierConfig) or tokenizer is None:
+        raise UserError(f"init_from {init_from} is an image model: name the model/ folder of a text stage")
+    _check_same("encoder", source.encoder, config.encoder, init_from)
+    if isinstance(source, TextClassifierConfig):
+        _check_same("decoder", source.decoder, config.decoder, init_from)
+    if source.max_seq_len != config.data.max_seq_len:
+        raise UserError(
+            f"data.max_seq_len is {config.data.max_seq_len}, but the model in {init_from} reads {source.max_seq_len} "
+            f"tokens: set data.max_seq_len to {source.max_seq_len}"
+        )
+    return tokenizer, hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _check_same(section: str, source: Any, wanted: Any, init_from: str) -> None:
+    for f in fields(source):
+        there, here = getattr(source, f.name), getattr(wanted, f.name)
+        if there != here:
+            raise UserError(
+                f"{section}.{f.name} is {here}, but the model in {init_from} has {there}: "
+                f"set {section}.{f.name} to {there}, or start from another model"
+            )
+
+
+def build(config: StageConfig, prepared: Prepared, loading: Loading) -> tuple[Task, LightningDataModule]:
+    """Build a stage's task and its data on a worker.
+
+    Args:
+        config: Settings of the stage.
+        prepared: What the driver learned.
+        loading: Which part of the data this worker reads, and from where on.
+    """
+    data = _build_data(config, prepared, loading)
+    torch.manual_seed(config.trainer.seed)
+    model = build_model(prepared.model)
+    options = {
+        "optimizer": config.optimizer,
+        "total_steps": data.steps_per_epoch * config.trainer.max_epochs,
+        "seed": config.trainer.seed,
+    }
+    if isinstance(config, MLMStageConfig):
+        assert isinstance(model, PerceiverMLM)
+        assert isinstance(prepared.model, MaskedLanguageModelConfig)
+        assert prepared.tokenizer is not None
+        tokenizer = Tokenizer.from_str(prepared.tokenizer)
+        shown = {"samples": config.samples, "num_predictions": config.num_predictions}
+        return MaskedLanguageModel(model, prepared.model, tokenizer=tokenizer, **shown, **options), data
+    assert isinstance(model, PerceiverIO)
+    assert not isinstance(prepared.model, MaskedLanguageModelConfig)
+    num_classes = prepared.model.num_classes
+    if isinstance(config, ImageClassifierStageConfig):
+        return ImageClassifier(model, num_classes, **options), data
+    if config.init_from is not None:
+        _take_weights(model, config.init_from)
+    return TextClassifier(model, num_classes, freeze_encoder=config.freeze_encoder, **options), data
+
+
+def _build_data(config: StageConfig, prepared: Prepared, loading: Loading) -> TextDataModule | ImageDataModule:
+    match config:
+        case ImageClassifierStageConfig():
+            return ImageDataModule(prepare_images(config.data), config.data, loading)
+        case MLMStageConfig() | TextClassifierStageConfig():
+            assert prepared.tokenizer is not None
+            is_mlm = isinstance(config, MLMStageConfig)
+            texts = prepare_text(config.data, Tokenizer.from_str(prepared.tokenizer), labelled=not is_mlm)
+            return TextDataModule(texts, config.data, loading, masking=config.masking if is_mlm else None)
+        case _:
+            assert_never(config)
+
+
+def _take_weights(model: PerceiverIO, init_from: str) -> None:
+    """Start a classifier from a masked language model's encoder, or from the whole of another classifier."""
+    with Storage.from_uri(init_from).as_local_folder() as folder:
+        source = load_model(folder)
+    if isinstance(source.config, MaskedLanguageModelConfig):
+        model.encoder.load_state_dict(source.model.encoder.state_dict())
+    else:
+        model.load_state_dict(source.model.state_dict())

@@ -1,0 +1,237 @@
+"""Feeds MLflow and TensorBoard from the journals that training writes, without ever being in its way.
+
+Each sink has a thread, so that a slow or absent server holds up neither training nor the other sink. A thread reads
+the stages' journals in order, one stage at a time, and tries again, at growing intervals, what a sink did not accept.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipelines.journal import Cursor, read_journal
+from pipelines.mlflow_sink import MlflowSink, tracking_uri, without_secrets
+from pipelines.sink import PipelineRun, Sink, StageRun, Status
+from pipelines.storage import Storage
+from pipelines.tensorboard_sink import TensorBoardSink
+
+_LONGEST_PAUSE = 60.0
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def make_sinks(run: PipelineRun) -> list[Sink]:
+    """Return the sinks that a pipeline's configuration asks for."""
+    sinks: list[Sink] = []
+    if run.config.mlflow:
+        sinks.append(MlflowSink(run))
+    if run.config.tensorboard:
+        sinks.append(TensorBoardSink())
+    return sinks
+
+
+class Tracker:
+    """Follows the stages of a pipeline from the driver process. No call blocks but `close`, and none raises.
+
+    Args:
+        run: The pipeline.
+        warn: Shows the user a line; called from other threads.
+        sinks: What to feed (none: what the pipeline's configuration asks for).
+        poll_seconds: Seconds between two looks into a journal (none: 1 on local storage, 5 on remote storage).
+    """
+
+    def __init__(
+        self,
+        run: PipelineRun,
+        warn: Callable[[str], None] = _print,
+        sinks: Sequence[Sink] | None = None,
+        poll_seconds: float | None = None,
+    ) -> None:
+        poll = poll_seconds or (1.0 if run.storage.is_local else 5.0)
+        chosen = make_sinks(run) if sinks is None else sinks
+        self._feeds = [_Feed(sink, warn, poll) for sink in chosen]
+        self._warn = warn
+        self._folder = run.folder
+        self._stage: StageRun | None = None
+
+    def begin_stage(
+        self,
+        name: str,
+        folder: Storage,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Follow a stage that begins or resumes, once its folder is where it stays.
+
+        Args:
+            name: The stage's name.
+            folder: The stage's folder, whose journal is read.
+            parameters: The stage's configuration.
+            tags: Short facts about the stage.
+        """
+        self._stage = StageRun(name, folder, parameters or {}, tags or {})
+        self._put(self._stage)
+
+    def skip_stage(
+        self,
+        name: str,
+        folder: Storage,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send what was not sent yet of a stage that an earlier start of the pipeline finished; often nothing."""
+        stage = StageRun(name, folder, parameters or {}, tags or {}, skipped=True)
+        stage.end_time = time.time()
+        stage.status = "FINISHED"
+        self._put(stage)
+
+    def end_stage(self, status: Status = "FINISHED") -> None:
+        """Say that the current stage's journal is complete."""
+        if self._stage is not None:
+            self._stage.end_time = time.time()
+            self._stage.status = status  # last: the feeds look at it
+            self._stage = None
+            for feed in self._feeds:
+                feed.wake()
+
+    def close(
+        self, status: Status = "FINISHED", summary: Mapping[str, float] | None = None, timeout: float = 60.0
+    ) -> bool:
+        """Send the rest and stop.
+
+        Args:
+            status: How the pipeline, and a stage that has not ended, ended.
+            summary: Metrics of the whole pipeline.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether everything was sent.
+        """
+        self.end_stage(status)
+        deadline = time.monotonic() + timeout
+        for feed in self._feeds:
+            feed.close(status, summary or {})
+        late = [feed.name for feed in self._feeds if not feed.join(deadline)]
+        if late:
+            self._warn(
+                f"{' and '.join(late)} did not take every point; all are in {self._folder}/*/metrics.jsonl "
+                "and will be sent when the same command runs again"
+            )
+        self._feeds = []
+        return not late
+
+    def _put(self, stage: StageRun) -> None:
+        for feed in self._feeds:
+            feed.put(stage)
+
+
+class _Feed:
+    """Feeds one sink from one thread."""
+
+    def __init__(self, sink: Sink, warn: Callable[[str], None], poll_seconds: float) -> None:
+        self.name = sink.name
+        self._sink = sink
+        self._warn = warn
+        self._poll_seconds = poll_seconds
+        self._stages: deque[StageRun] = deque()
+        self._begun = False
+        self._cursor = Cursor()
+        self._finish: Callable[[], None] | None = None
+        self._done = False
+        self._warned = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"tracking-{sink.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, stage: StageRun) -> None:
+        self._stages.append(stage)
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def close(self, status: Status, summary: Mapping[str, float]) -> None:
+        end_time = time.time()
+        self._finish = lambda: self._sink.finish(status, summary, end_time)
+        self.wake()
+
+    def join(self, deadline: float) -> bool:
+        """Wait for the thread and return whether it sent everything."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return self._done
+
+    def _work(self) -> None:
+        failures = 0
+        while not self._done:
+            finish = self._finish  # taken before the work, which then includes all that came before the closing
+            try:
+                self._feed_stages()
+                if finish is not None:
+                    finish()
+                    self._done = True
+                failures = 0
+            except Exception as error:  # whatever a sink raises is kept from training
+                failures += 1
+                self._complain(error)
+                if finish is not None:
+                    return
+            if not self._done:
+                self._wake.wait(min(self._poll_seconds * 2**failures, _LONGEST_PAUSE))
+                self._wake.clear()
+
+    def _feed_stages(self) -> None:
+        """Bring the sink up to date; stages that ended leave the queue."""
+        while self._stages:
+            stage = self._stages[0]
+            ended = stage.status is not None  # looked at before the journal, which grows no more afterwards
+            if not self._begun:
+                self._begun = self._sink.begin(stage)
+            if self._begun:
+                self._feed_records(stage)
+                if not ended:
+                    return
+                self._sink.end(stage)
+            self._stages.popleft()
+            self._begun = False
+            self._cursor = Cursor()
+
+    def _feed_records(self, stage: StageRun) -> None:
+        reading = read_journal(stage.folder, self._cursor)
+        if reading.records:
+            self._sink.log(stage, reading.records)
+        self._cursor = reading.cursor
+
+    def _complain(self, error: Exception) -> None:
+        if not self._warned:
+            self._warn(
+                f"{self.name} does not answer ({_root_cause(error)}): training goes on, "
+                "its points are kept and sent later"
+            )
+            self._warned = True
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the first line of the error at the bottom of a chain, which says what is wrong in the fewest words."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def viewing_commands(run: PipelineRun) -> dict[str, str]:
+    """Return how to open what was tracked, by the program that shows it: a command, or a server's address."""
+    commands = {}
+    if run.config.mlflow:
+        uri = without_secrets(tracking_uri(run.config, run.storage))
+        is_server = uri.startswith(("http://", "https://"))
+        commands["MLflow"] = uri if is_server else f"mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}"
+    if run.config.tensorboard:
+        commands["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(run.folder))}"
+    return commands

@@ -1,0 +1,160 @@
+"""What one training worker runs: a stage's plan becomes a Lightning fit, a test and a model folder.
+
+Nothing here needs Ray when there is one worker, so that a search can run trials inside its own processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from tokenizers import Tokenizer
+
+from perceiver.data.sampling import Loading
+from perceiver.saving import save_model
+from perceiver.tasks.base import Task
+from pipelines.callback import StageCallback
+from pipelines.checkpoint import CheckpointStore, Position, StoreIO
+from pipelines.config import StageConfig
+from pipelines.journal import JournalWriter
+from pipelines.stages import Prepared, build
+from pipelines.storage import Storage
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """All that a worker needs to train a stage.
+
+    Attributes:
+        name: Name of the stage.
+        config: Its settings.
+        prepared: What the driver learned about its data and model.
+        storage: Folder of its result.
+    """
+
+    name: str
+    config: StageConfig
+    prepared: Prepared
+    storage: Storage
+
+
+def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """Train a stage from its newest checkpoint on, test the best weights, and leave them in model/.
+
+    Args:
+        plan: What to train.
+        report: Called by rank 0 with the state of the training, often.
+        rank: This worker's number.
+        world_size: Number of workers.
+
+    Returns:
+        The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, seconds.
+    """
+    _be_quiet()
+    started = time.monotonic()
+    trainer_config = plan.config.trainer
+    store = CheckpointStore(plan.storage / "checkpoints", trainer_config.select_by)
+    found = _agree(store.newest(), world_size)
+    start = found or Position()
+    loading = Loading(
+        batch_size=trainer_config.batch_size,
+        seed=trainer_config.seed,
+        rank=rank,
+        world_size=world_size,
+        start_epoch=start.epoch,
+        start_step=start.batch,
+    )
+    task, data = build(plan.config, plan.prepared, loading)
+    journal = JournalWriter(plan.storage, after_step=start.step) if rank == 0 else None
+    callback = StageCallback(trainer_config, journal, report, start, started)
+    trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
+    if start.epoch < trainer_config.max_epochs:
+        trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
+    best = store.best()
+    assert best is not None, "the end of an epoch leaves a checkpoint"
+    task.load_state_dict(store.load(best)["state_dict"])
+    trainer.test(task, datamodule=data, verbose=False)
+    result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
+    if rank == 0:
+        _leave_model(plan, task)
+    if journal is not None:
+        journal.close()
+    return result
+
+
+def _agree(found: Position | None, world_size: int) -> Position | None:
+    """Let all ranks start from the checkpoint that rank 0 found."""
+    if world_size == 1:
+        return found
+    box = [found]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callback: pl.Callback) -> pl.Trainer:
+    has_gpu = torch.cuda.is_available()
+    placement: dict[str, Any] = {"strategy": "auto", "devices": 1, "plugins": [checkpoint_io]}
+    if world_size > 1:
+        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+        plugins = [RayLightningEnvironment(), checkpoint_io]
+        placement = {"strategy": RayDDPStrategy(), "devices": "auto", "plugins": plugins}
+    return pl.Trainer(
+        **placement,
+        accelerator="gpu" if has_gpu else "cpu",
+        precision=resolve_precision(config.trainer.precision),
+        max_epochs=config.trainer.max_epochs,
+        gradient_clip_val=config.trainer.gradient_clip_norm,
+        callbacks=[callback],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def resolve_precision(precision: str) -> Any:
+    """Turn "auto" into a number format that Lightning knows: bf16-mixed on GPUs that have it, else 32-true."""
+    if precision != "auto":
+        return precision
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def _result(task: Task, trainer: pl.Trainer, start: Position, best: Position, seconds: float) -> dict[str, Any]:
+    test = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
+    return {
+        "epochs": trainer.max_epochs,
+        "steps": trainer.global_step or start.step,
+        "best_epoch": best.epoch,
+        **best.metrics,
+        **test,
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _leave_model(plan: StagePlan, task: Task) -> None:
+    tokenizer = Tokenizer.from_str(plan.prepared.tokenizer) if plan.prepared.tokenizer else None
+    with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
+        save_model(Path(folder), task.model, plan.prepared.model, tokenizer)
+        (plan.storage / "model").upload_folder(folder)
+
+
+def _be_quiet() -> None:
+    """Leave the terminal to the driver: workers say nothing but errors."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch|torchmetrics")

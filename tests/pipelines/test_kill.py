@@ -1,0 +1,87 @@
+"""A run that is killed and started again ends with the weights of the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS_PER_EPOCH = 57  # ceil(450 / 8)
+EPOCHS = 3
+
+
+def command(tmp_path: Path, run_name: str, num_workers: int) -> list[str]:
+    options = {
+        "run_name": run_name,
+        "storage_path": tmp_path / "runs",
+        "data.path": "toy_reviews",
+        "data.limit": 500,
+        "data.max_seq_len": 48,
+        "data.cache_dir": tmp_path / "cache",
+        "encoder.num_latents": 8,
+        "encoder.num_latent_channels": 32,
+        "encoder.num_layers": 2,
+        "encoder.num_self_attention_layers_per_block": 1,
+        "dropout": 0.2,
+        "optimizer.schedule": "cosine",
+        "trainer.max_epochs": EPOCHS,
+        "trainer.batch_size": 8,
+        "trainer.checkpoint_every_n_steps": 10,
+        "scaling.num_workers": num_workers,
+        "tracking.mlflow": "false",
+        "tracking.tensorboard": "false",
+    }
+    return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
+
+
+def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], deadline: float = 150.0) -> int:
+    """Wait until the journal holds a record of at least `step`; return the newest."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        assert process.poll() is None, "training ended before it could be killed"
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        newest = max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+        if newest >= step:
+            return newest
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} within {deadline} s")
+
+
+@pytest.mark.parametrize(
+    "num_workers", [pytest.param(0, id="in-process"), pytest.param(1, id="ray-worker", marks=pytest.mark.slow)]
+)
+def test_killed_run_ends_with_the_same_weights(tmp_path: Path, num_workers: int) -> None:
+    whole, killed = tmp_path / "runs" / "whole" / "mlm", tmp_path / "runs" / "killed" / "mlm"
+    log = tmp_path / "log.txt"
+    assert start(command(tmp_path, "whole", num_workers), log).wait(300) == 0, log.read_text()
+
+    process = start(command(tmp_path, "killed", num_workers), log)
+    step = wait_for_step(killed / "metrics.jsonl", STEPS_PER_EPOCH + 15, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    assert step % STEPS_PER_EPOCH != 0, "killed in the middle of an epoch"
+    assert step < EPOCHS * STEPS_PER_EPOCH
+    assert json.loads((killed / "stage.json").read_text())["status"] == "running"
+    assert not (killed / "model").exists()
+
+    assert start(command(tmp_path, "killed", num_workers), log).wait(300) == 0, log.read_text()
+    assert "goes on from its newest checkpoint" in log.read_text()
+    assert (killed / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert losses(killed) == losses(whole)
+
+
+def losses(folder: Path) -> list[tuple[str, int, float]]:
+    """Return kind, step and loss of every record; a gap or a repetition shows as a difference."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(r["kind"], r["step"], r.get("loss", r.get("val_loss"))) for r in records]
