@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.parsing import AttributeDict
 from tokenizers import Tokenizer
 
 from perceiver.config import (
@@ -23,138 +16,156 @@ from perceiver.config import (
     TextClassifierConfig,
 )
 from perceiver.convert import from_reference
-from perceiver.data.tokenizer import load_tokenizer
+from perceiver.data.tokenizer import load_tokenizer, vocab_size_of
 from perceiver.errors import UserError
-from perceiver.saving import save_model
+from perceiver.model import PerceiverIO, PerceiverMLM
+from perceiver.saving import save_model, task_name
 from pipelines.cli import ConvertCommand
+from pipelines.reference_checkpoint import ReferenceCheckpoint, read_checkpoint
 from pipelines.storage import Storage
-
-# What checkpoints of Lightning hold beside tensors and plain containers; none of it runs code when it is read.
-_HARMLESS = [argparse.Namespace, AttributeDict, ModelCheckpoint, Tokenizer]
-
-State = dict[str, torch.Tensor]
 
 
 def convert(command: ConvertCommand) -> None:
-    """Convert a checkpoint and say what came out.
+    """Convert a checkpoint and say what came out. Nothing is written unless all went well.
 
     Raises:
-        UserError: If the checkpoint can't be read, doesn't say what is needed, or the folder exists.
+        UserError: If the checkpoint can't be read or doesn't say what is needed, or the folder is not empty.
     """
     out = Storage.from_uri(command.out)
-    if out.names():
-        raise UserError(f"{command.out} is not empty: name another folder for the model")
-    checkpoint = _read(command.checkpoint)
-    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    hyperparameters = _hyperparameters(checkpoint)
-    config = _config(state, hyperparameters, command)
-    model = from_reference(state, config)
-    tokenizer = _tokenizer(config, hyperparameters, command)
-    with tempfile.TemporaryDirectory(prefix="perceiver-convert-") as folder:
-        save_model(Path(folder), model, config, tokenizer)
-        out.upload_folder(folder)
-    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    if out.exists() and (not out.is_dir() or out.names()):
+        raise UserError(f"{out} is not empty: name another folder for the model")
+    checkpoint = read_checkpoint(command.checkpoint)
+    config = describe(checkpoint, command)
+    tokenizer = _tokenizer(config, command)
+    model = from_reference(checkpoint.state, config)
+    _write(out, model, config, tokenizer)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{out}: {task_name(config)} with {num_parameters:,} parameters")
+    location = str(out) if out.is_local else f"a local copy of {out}"
+    print(f"in Python: from perceiver.inference import load; predictor = load({location!r})")
 
 
-def _read(path: str) -> dict[str, Any]:
+def describe(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> ModelConfig:
+    """Describe a model: shapes come from the weights, heads and layers from the settings, or all from the command.
+
+    Args:
+        checkpoint: The model.
+        command: Overrides.
+
+    Raises:
+        UserError: If something is unknown, or doesn't fit the rest.
+    """
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: name a Lightning checkpoint (.ckpt)") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]
-        raise UserError(f"{path} can't be read as a checkpoint without running code in it: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
-    return checkpoint
+        common: dict[str, Any] = {
+            "encoder": _encoder(checkpoint, command),
+            "decoder": _decoder(checkpoint, command),
+        }
+        if "encoder.input_adapter.text_embedding.weight" not in checkpoint.state:
+            return ImageClassifierConfig(**common, **_images(checkpoint, command), class_names=_class_names(checkpoint))
+        vocab_size, _ = checkpoint.shape("encoder.input_adapter.text_embedding.weight", 2)
+        max_seq_len, _ = checkpoint.shape("encoder.input_adapter.pos_encoding", 2)
+        common |= {"vocab_size": vocab_size, "max_seq_len": max_seq_len}
+        if checkpoint.is_mlm:
+            return MaskedLanguageModelConfig(**common)
+        return TextClassifierConfig(**common, class_names=_class_names(checkpoint))
+    except UserError:
+        raise
+    except ValueError as error:  # a config's
+        raise UserError(f"{command.checkpoint} can't be converted: {error}") from error
 
 
-def _hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters as one flat mapping, whether they were saved one by one or as parsed arguments."""
-    flat: dict[str, Any] = {}
-    for name, value in dict(checkpoint.get("hyper_parameters", {})).items():
-        flat |= vars(value) if isinstance(value, argparse.Namespace) else {name: value}
-    return flat
+def _encoder(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> EncoderConfig:
+    num_latents, num_latent_channels = checkpoint.shape("encoder.latent", 2)
+    # encoder.layer_1.1.INDEX.* are the self-attention layers
+    layers = {name.split(".")[3] for name in checkpoint.state if name.startswith("encoder.layer_1.1.")}
+    cross, own = "num_encoder_cross_attention_heads", "num_encoder_self_attention_heads"
+    return EncoderConfig(
+        num_latents=num_latents,
+        num_latent_channels=num_latent_channels,
+        num_layers=_num_layers(checkpoint, command),
+        num_self_attention_layers_per_block=len(layers),
+        num_cross_attention_heads=_number(checkpoint, cross, "num_heads", command.num_heads),
+        num_self_attention_heads=_number(checkpoint, own, "num_heads", command.num_heads),
+    )
 
 
-def _config(state: State, hyperparameters: Mapping[str, Any], command: ConvertCommand) -> ModelConfig:
-    """Describe the model: shapes come from the weights, heads and layers from the hyperparameters or the command."""
-    is_mlm = any(name.startswith("encoder.") for name in state)
-    encoder, decoder = ("encoder", "decoder") if is_mlm else ("0", "1")
-    if f"{encoder}.latent" not in state or f"{decoder}.output" not in state:
-        raise UserError(f"{command.checkpoint} is not a checkpoint of krasserm/perceiver-io: it has no latents")
-
-    def number(override: int | None, option: str, *names: str) -> int:
-        found = [hyperparameters[name] for name in names if name in hyperparameters]
-        if override is None and not found:
-            raise UserError(f"{command.checkpoint} doesn't say its {option}: add --{option} N")
-        return int(found[0] if override is None else override)
-
-    num_latents, num_channels = state[f"{encoder}.latent"].shape
-    blocks = {name.split(".")[3] for name in state if name.startswith(f"{encoder}.layer_1.1.")}
-    cross, own = ("num_encoder_cross_attention_heads", "num_encoder_self_attention_heads")
-    has_shared = any(name.startswith(f"{encoder}.layer_n.") for name in state)
-    shape: dict[str, Any] = {
-        "encoder": EncoderConfig(
-            num_latents=num_latents,
-            num_latent_channels=num_channels,
-            num_layers=number(command.num_layers, "num_layers", "num_encoder_layers") if has_shared else 1,
-            num_self_attention_layers_per_block=len(blocks),
-            num_cross_attention_heads=number(command.num_heads, "num_heads", cross),
-            num_self_attention_heads=number(command.num_heads, "num_heads", own),
-        ),
-        "decoder": DecoderConfig(
-            num_cross_attention_heads=number(
-                command.num_decoder_heads, "num_decoder_heads", "num_decoder_cross_attention_heads"
-            ),
-            num_output_channels=state[f"{decoder}.output"].shape[1],
-        ),
-    }
-    num_outputs = state[f"{decoder}.output_adapter.linear.bias"].shape[0]
-    class_names = tuple(str(label) for label in range(num_outputs))
-    embedding = state.get(f"{encoder}.input_adapter.text_embedding.weight")
-    if embedding is None:
-        image = _image(state, f"{encoder}.", command.image_shape or hyperparameters.get("image_shape"))
-        return ImageClassifierConfig(**shape, **image, class_names=class_names)
-    text = {
-        "vocab_size": embedding.shape[0],
-        "max_seq_len": state[f"{encoder}.input_adapter.pos_encoding"].shape[0],
-    }
-    if is_mlm:
-        return MaskedLanguageModelConfig(**shape, **text)
-    return TextClassifierConfig(**shape, **text, class_names=class_names)
+def _decoder(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> DecoderConfig:
+    _, num_latent_channels = checkpoint.shape("encoder.latent", 2)
+    _, num_output_channels = checkpoint.shape("decoder.output", 2)
+    heads = "num_decoder_cross_attention_heads"
+    return DecoderConfig(
+        num_cross_attention_heads=_number(checkpoint, heads, "num_decoder_heads", command.num_decoder_heads),
+        num_output_channels=None if num_output_channels == num_latent_channels else num_output_channels,
+    )
 
 
-def _image(state: State, encoder: str, image_shape: tuple[int, ...] | None) -> dict[str, Any]:
-    """Read the shape of images off the table of position encodings (M, 2 (2 bands + 1)), raw coordinates first."""
-    table = state.get(f"{encoder}input_adapter.position_encoding")
-    if table is None:
-        raise UserError("the checkpoint has no position_encoding, so the shape of its images is unknown")
-    num_inputs, num_channels = table.shape
-    if image_shape is None:
-        height, width = (len(table[:, axis].unique()) for axis in (0, 1))
-        num_pixel_channels = state[f"{encoder}layer_1.0.0.module.kv_norm.weight"].shape[0] - num_channels
-        image_shape = (height, width, num_pixel_channels)
-    if image_shape[0] * image_shape[1] != num_inputs:
-        raise UserError(f"image_shape is {tuple(image_shape)}, but the checkpoint's images have {num_inputs} pixels")
-    return {"image_shape": tuple(image_shape), "num_frequency_bands": (num_channels // 2 - 1) // 2}
+def _num_layers(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> int:
+    has_shared_layer = any(name.startswith("encoder.layer_n.") for name in checkpoint.state)
+    if command.num_layers is None and not has_shared_layer:
+        return 1
+    return _number(checkpoint, "num_encoder_layers", "num_layers", command.num_layers)
 
 
-def _tokenizer(config: ModelConfig, hyperparameters: Mapping[str, Any], command: ConvertCommand) -> Tokenizer | None:
-    if isinstance(config, ImageClassifierConfig):
-        return None
-    tokenizer = hyperparameters.get("tokenizer")
-    if command.tokenizer is not None:
-        tokenizer = load_tokenizer(command.tokenizer)
-    if not isinstance(tokenizer, Tokenizer):
+def _number(checkpoint: ReferenceCheckpoint, setting: str, option: str, override: int | None) -> int:
+    """Return a number from the command or, if it has none, from the checkpoint."""
+    number = checkpoint.settings.get(setting) if override is None else override
+    if not isinstance(number, int):
+        raise UserError(f"{checkpoint.path} doesn't say its {setting}: add --{option} N")
+    return number
+
+
+def _class_names(checkpoint: ReferenceCheckpoint) -> tuple[str, ...]:
+    (num_classes,) = checkpoint.shape("decoder.output_adapter.linear.bias", 1)
+    return tuple(map(str, range(num_classes)))
+
+
+def _images(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> dict[str, Any]:
+    """Find the shape of images, and how many frequency bands the encoding of positions has."""
+    (num_input_channels,) = checkpoint.shape("encoder.layer_1.0.0.module.kv_norm.weight", 1)
+    height, width, channels = command.image_shape or _image_shape(checkpoint, num_input_channels)
+    # an input is a pixel's channels and, for both of its axes, the position with a sine and a cosine for each band
+    num_bands, rest = divmod(num_input_channels - channels - 2, 4)
+    if rest:
         raise UserError(
-            "the checkpoint holds no tokenizer: add --tokenizer FILE (the reference keeps it in its data folder, "
-            "as imdb-tokenizer-10003.json)"
+            f"image_shape is {(height, width, channels)}, which doesn't fit the {num_input_channels} input channels "
+            f"of {checkpoint.path}: give the images' own --image_shape"
         )
-    if tokenizer.get_vocab_size() > config.vocab_size:
+    return {"image_shape": (height, width, channels), "num_frequency_bands": num_bands}
+
+
+def _image_shape(checkpoint: ReferenceCheckpoint, num_input_channels: int) -> tuple[int, int, int]:
+    """Read the shape of images off the table of positions (pixels, channels), whose rows begin with coordinates."""
+    table = checkpoint.state.get("encoder.input_adapter.position_encoding")
+    if table is None or table.ndim != 2 or table.shape[1] < 2:
+        raise UserError(f"{checkpoint.path} doesn't say its image_shape: add --image_shape [HEIGHT,WIDTH,CHANNELS]")
+    height, width = (len(table[:, axis].unique()) for axis in (0, 1))
+    return height, width, num_input_channels - table.shape[1]
+
+
+def _tokenizer(config: ModelConfig, command: ConvertCommand) -> Tokenizer | None:
+    """Load the tokenizer of a text model and check that the model knows its tokens."""
+    if isinstance(config, ImageClassifierConfig):
+        if command.tokenizer is not None:
+            raise UserError(f"{command.checkpoint} is an image classifier: leave out --tokenizer")
+        return None
+    if command.tokenizer is None:
         raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, but the model knows {config.vocab_size}: "
-            f"name the tokenizer that the model was trained with"
+            f"{command.checkpoint} is a text model and doesn't hold its tokenizer: add --tokenizer FILE (the reference "
+            f"has it in its data folder, as imdb-tokenizer-{config.vocab_size}.json)"
+        )
+    tokenizer = load_tokenizer(command.tokenizer)
+    if vocab_size_of(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"tokenizer {command.tokenizer} has {vocab_size_of(tokenizer)} tokens, but the model knows "
+            f"{config.vocab_size}: name the one that the model was trained with"
         )
     return tokenizer
+
+
+def _write(out: Storage, model: PerceiverIO | PerceiverMLM, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="perceiver-convert-") as folder:
+        save_model(folder, model, config, tokenizer)
+        try:
+            out.upload_folder(folder)
+        except OSError as error:
+            raise UserError(f"{out} can't be written ({error.strerror or error}): name another folder") from error

@@ -23,6 +23,7 @@ FILLS = "fills.json"
 _METRICS_PER_CALL = 1000
 _PARAMETERS_PER_CALL = 100
 _LONGEST_PARAMETER = 6000
+_TELLING_METRICS = {"train": "epoch", "validation": "val_loss", "test": "test_loss"}  # each record of the kind has it
 
 
 class MlflowRun:
@@ -54,6 +55,15 @@ class MlflowRun:
         for start in range(0, len(missing), _PARAMETERS_PER_CALL):
             self.client.log_batch(self.run_id, params=missing[start : start + _PARAMETERS_PER_CALL])
 
+    def settle(self) -> None:
+        """Ask MLflow how far it came, if a call was made whose outcome is not known."""
+        if not self._section.get("sending"):
+            return
+        for kind, key in _TELLING_METRICS.items():
+            for metric in self.client.get_metric_history(self.run_id, key):
+                self.marks.advance({"kind": kind, "step": metric.step})
+        self._note(sending=False)
+
     def log_summary(self, metrics: Mapping[str, float], seconds: float) -> None:
         """Send metrics that have no step, with the time they are of."""
         self.client.log_batch(self.run_id, metrics=[_metric(key, metrics[key], seconds, 0) for key in metrics])
@@ -64,13 +74,14 @@ class MlflowRun:
             self._log_chunk(chunk)
 
     def _log_chunk(self, records: list[Record]) -> None:
+        self._note(sending=True)
         metrics = [
             _metric(key, value, record["time"], record["step"]) for record in records for key, value in _points(record)
         ]
         self.client.log_batch(self.run_id, metrics=metrics)
         for record in records:
             self.marks.advance(record)
-        self._note()
+        self._note(sending=False)
 
     def log_fills(self, record: Record) -> None:
         """Append to the table of fills, unless the rows are there although the answer never came."""

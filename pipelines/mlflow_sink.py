@@ -86,6 +86,7 @@ class MlflowSink:
         """Send the records beyond the marks."""
         run = self._current
         assert run is not None, "log before begin"
+        run.settle()
         new = [record for record in records if record["kind"] != "event" and run.marks.is_new(record)]
         run.log_points([record for record in new if record["kind"] != "fills"])
         for record in new:

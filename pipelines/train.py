@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, 
         ray.train.TrainingFailedError: If training failed more often than the config allows.
     """
     if scaling.num_workers == 0:
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would say that there are no workers
         trainer = TorchTrainer(
             lambda: run_stage(plan, report),
             scaling_config=ray.train.ScalingConfig(num_workers=0),

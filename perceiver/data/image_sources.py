@@ -12,6 +12,7 @@ from perceiver.data.idx import find_idx_images
 from perceiver.data.image_folders import find_class_folders
 from perceiver.data.image_tables import find_tables
 from perceiver.data.raw_images import RawImages, RawSource, split_of_array
+from perceiver.errors import UserError
 from perceiver.random import Stream, permutation
 
 NUM_TEST_DIGITS = 360
@@ -29,6 +30,8 @@ def find_images(config: ImageDataConfig) -> RawSource:
     if config.path == "digits":
         return RawSource(fingerprint_of("digits"), _load_digits)
     folder = Path(config.path).expanduser()
+    if folder.is_file():
+        raise UserError(f"{config.path} is a file: give a folder of class folders, of idx files or in the hub's layout")
     return find_idx_images(folder) or find_class_folders(folder) or find_tables(config)
 
 

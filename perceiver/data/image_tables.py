@@ -17,40 +17,6 @@ from perceiver.data.sources import class_names_of, encode_labels, load_splits, o
 from perceiver.errors import UserError
 
 
-def find_tables(config: ImageDataConfig) -> RawSource:
-    """Find images in a data set of the hub, or in a local folder in the hub's layout.
-
-    Args:
-        config: Hub name or folder, and names of the columns.
-
-    Raises:
-        UserError: There is no such data set, or it lacks the training split or a column.
-    """
-    splits = load_splits(config.path)
-    if "train" not in splits:
-        raise UserError(f"{config.path} has the splits {', '.join(splits)}, but needs one named train: rename one")
-    tables = {name: _table(splits[name], config, name) for name in ("train", "test") if name in splits}
-    fingerprint = fingerprint_of(*(f"{name} {table.fingerprint()}" for name, table in tables.items()))
-    return RawSource(fingerprint, lambda: _load(tables))
-
-
-def _table(split: datasets.Dataset, config: ImageDataConfig, name: str) -> _Table:
-    where = f"{config.path}, split {name}"
-    for field in ("image_column", "label_column"):
-        column = getattr(config, field)
-        if column not in split.column_names:
-            raise UserError(f"{where} has no column {column}: set {field} to one of {', '.join(split.column_names)}")
-    if not isinstance(split.features[config.image_column], datasets.Image):
-        images = [column for column, feature in split.features.items() if isinstance(feature, datasets.Image)]
-        raise UserError(
-            f"{where}: column {config.image_column} does not hold images: set image_column to one that does "
-            f"({', '.join(images) or 'there is none'})"
-        )
-    # The images stay the files that they are, to be decoded when they are needed.
-    encoded = split.cast_column(config.image_column, datasets.Image(decode=False))
-    return _Table(encoded, config.image_column, config.label_column, where)
-
-
 @dataclass(frozen=True)
 class _Table:
     """A split, which columns of it to use, and what to call it in an error message."""
@@ -91,6 +57,40 @@ class _Table:
             return Path(cell["path"]).read_bytes()
         except OSError as error:
             raise UserError(f"{self.describe(row)}: the image cannot be read: {one_line(error)}") from None
+
+
+def find_tables(config: ImageDataConfig) -> RawSource:
+    """Find images in a data set of the hub, or in a local folder in the hub's layout.
+
+    Args:
+        config: Hub name or folder, and names of the columns.
+
+    Raises:
+        UserError: There is no such data set, or it lacks the training split or a column.
+    """
+    splits = load_splits(config.path)
+    if "train" not in splits:
+        raise UserError(f"{config.path} has the splits {', '.join(splits)}, but needs one named train: rename one")
+    tables = {name: _table(splits[name], config, name) for name in ("train", "test") if name in splits}
+    fingerprint = fingerprint_of(*(f"{name} {table.fingerprint()}" for name, table in tables.items()))
+    return RawSource(fingerprint, lambda: _load(tables))
+
+
+def _table(split: datasets.Dataset, config: ImageDataConfig, name: str) -> _Table:
+    where = f"{config.path}, split {name}"
+    for field in ("image_column", "label_column"):
+        column = getattr(config, field)
+        if column not in split.column_names:
+            raise UserError(f"{where} has no column {column}: set {field} to one of {', '.join(split.column_names)}")
+    if not isinstance(split.features[config.image_column], datasets.Image):
+        images = [column for column, feature in split.features.items() if isinstance(feature, datasets.Image)]
+        raise UserError(
+            f"{where}: column {config.image_column} does not hold images: set image_column to one that does "
+            f"({', '.join(images) or 'there is none'})"
+        )
+    # The images stay the files that they are, to be decoded when they are needed.
+    encoded = split.cast_column(config.image_column, datasets.Image(decode=False))
+    return _Table(encoded, config.image_column, config.label_column, where)
 
 
 def _load(tables: dict[str, _Table]) -> RawImages:

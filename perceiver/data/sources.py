@@ -31,22 +31,23 @@ def is_local(path: str) -> bool:
     if Path(path).expanduser().exists():
         return True
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(FILE_SUFFIXES):
-        raise UserError(f"{path} does not exist: correct the path, or give it from {Path.cwd()} on")
+        raise UserError(f"{path} does not exist: correct the path (relative ones start from {Path.cwd()})")
     return False
 
 
-def load_splits(path: str) -> datasets.DatasetDict:
+def load_splits(path: str, local_forms: str = "a folder in the hub's layout") -> datasets.DatasetDict:
     """Load all splits of a data set of the hub, or of a local folder in the hub's layout.
 
     Args:
         path: Folder, or name on the hub.
+        local_forms: What else path may be, for the message that the hub cannot be reached.
 
     Raises:
         UserError: If there is no such data set, it cannot be read, or the hub cannot be reached.
     """
     with quiet_datasets():
         if not is_local(path):
-            return _load_from_hub(path)
+            return _load_from_hub(path, local_forms)
         try:
             return datasets.load_dataset(str(Path(path).expanduser().resolve()))
         except Exception as error:  # whatever the readers of the many formats raise
@@ -183,7 +184,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _load_from_hub(name: str) -> datasets.DatasetDict:
+def _load_from_hub(name: str, local_forms: str) -> datasets.DatasetDict:
     reason = _why_unreachable(name)
     if reason is None:
         try:
@@ -196,7 +197,7 @@ def _load_from_hub(name: str) -> datasets.DatasetDict:
     except Exception as error:
         raise UserError(
             f"{name} is neither a local path nor in the cache, and the hub cannot be reached ({reason}): go online, or "
-            f"give a folder in the hub's layout, the original folder or a {', '.join(FILE_SUFFIXES)} file"
+            f"set path to {local_forms}"
         ) from error
 
 

@@ -157,7 +157,9 @@ def _checked(source: SourceSplit, class_names: tuple[str, ...]) -> datasets.Data
             raise UserError(f"{source.name}: column {source.text_column} holds {texts.type} values: use one with text")
     row = pc.index(texts.is_null(), True).as_py()
     if row >= 0:
-        raise UserError(f"{source.name}, row {row + 1}: {source.text_column} is missing: add the text or remove the row")
+        raise UserError(
+            f"{source.name}, row {row + 1}: {source.text_column} is missing: add the text or remove the row"
+        )
     if source.label_column:
         labels = encode_labels(source.rows, source.label_column, class_names, source.name)
     else:
@@ -185,10 +187,14 @@ def _given_tokenizer(config: TextDataConfig, tokenizer: Tokenizer | None) -> Tok
     if given is None:
         return None
     if named and named.to_str() != given.to_str():
-        raise UserError(f"tokenizer {config.tokenizer} is not the tokenizer that the model was trained with: leave it out")
+        raise UserError(
+            f"tokenizer {config.tokenizer} is not the tokenizer that the model was trained with: leave it out"
+        )
     size = vocab_size_of(given)
     if size > config.vocab_size:
-        raise UserError(f"vocab_size is {config.vocab_size}, but the given tokenizer has {size} tokens: set it to {size}")
+        raise UserError(
+            f"vocab_size is {config.vocab_size}, but the given tokenizer has {size} tokens: set it to {size}"
+        )
     return given
 
 

@@ -10,11 +10,14 @@ import datasets
 
 from perceiver.config import TextDataConfig
 from perceiver.data.files import read_table, read_text
-from perceiver.data.sources import is_local, load_splits, require_columns
+from perceiver.data.sources import FILE_SUFFIXES, is_local, load_splits, require_columns
 from perceiver.data.toy_reviews import toy_reviews
 from perceiver.errors import UserError
 
 TOY_REVIEWS = "toy_reviews"
+_LOCAL_FORMS = (
+    f"a folder in the hub's layout, the original aclImdb folder, a {', '.join(FILE_SUFFIXES)} file, or {TOY_REVIEWS}"
+)
 _TEST_NAMES = ("test", "validation")
 _UNLABELLED_NAMES = ("unsupervised", "unlabelled", "unlabeled")
 
@@ -48,7 +51,9 @@ def read_splits(config: TextDataConfig, labelled: bool) -> dict[str, SourceSplit
     else:
         for name in ("test_path", "unlabelled_path"):
             if getattr(config, name) is not None:
-                raise UserError(f"{name} is {getattr(config, name)}, but path {config.path} is not a file: leave it out")
+                raise UserError(
+                    f"{name} is {getattr(config, name)}, but path {config.path} is not a file: leave it out"
+                )
         found = _read_data_set(config)
     if config.use_unlabelled and "unlabelled" not in found:
         mend = "name one with unlabelled_path" if is_file else "turn use_unlabelled off"
@@ -84,7 +89,7 @@ def _read_data_set(config: TextDataConfig) -> Found:
     elif imdb is not None:
         splits = _read_original_imdb(imdb, config.use_unlabelled)
     else:
-        splits = load_splits(path)
+        splits = load_splits(path, _LOCAL_FORMS)
     candidates = {"train": ("train",), "test": _TEST_NAMES, "unlabelled": _UNLABELLED_NAMES}
     if not config.use_unlabelled:
         del candidates["unlabelled"]
@@ -107,9 +112,7 @@ def _find_original_imdb(path: str) -> Path | None:
 
 
 def _read_original_imdb(root: Path, use_unlabelled: bool) -> dict[str, datasets.Dataset]:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     folders = {"train": {"neg": 0, "pos": 1}, "test": {"neg": 0, "pos": 1}}
     if not (root / "test").is_dir():
         del folders["test"]

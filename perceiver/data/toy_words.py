@@ -93,7 +93,10 @@ GENRES = (
     _genre(
         "science fiction film",
         "astronaut, robot, smuggler, biologist, cadet",
-        {"repairs": "a drifting station, a broken reactor", "discovers": "an alien signal, a second earth, a time loop"},
+        {
+            "repairs": "a drifting station, a broken reactor",
+            "discovers": "an alien signal, a second earth, a time loop",
+        },
         "on Mars, in orbit, in a colony under the ice, near a dying star",
         "the launch, the first contact, the spacewalk, the escape from the planet",
         "spaceships, miniatures",

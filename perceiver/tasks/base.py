@@ -91,7 +91,8 @@ class Task(pl.LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         terms = self.loss_terms(batch)
         self.mean_loss.update(terms.total / terms.count.clamp(min=1), weight=terms.count)
-        self.accuracy.update(terms.predictions, terms.labels)
+        if terms.labels.numel():  # a short text may have no masked token
+            self.accuracy.update(terms.predictions, terms.labels)
         self.num_samples.update((batch["sample_ids"] >= 0).sum())
 
     def _report(self, prefix: str) -> None:

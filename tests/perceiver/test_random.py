@@ -31,13 +31,12 @@ def test_pinned_values() -> None:
 
 def draws_along(position: int) -> np.ndarray:
     """Draw with one of (seed, stream, epoch, sample, position) counting up and the others held."""
-    parts: list[np.ndarray | int] = [3, 3, 3, 3, 3]
+    key = [3, 3, 3]
+    if position < len(key):
+        keys = [[*key[:position], number, *key[position + 1 :]] for number in range(5_000)]
+        return np.array([uniform(key, 3, 3) for key in keys])
     count = np.arange(5_000)
-    if position < 3:
-        keys = [[*parts[:position], int(number), *parts[position + 1 : 3]] for number in count]
-        return np.array([uniform(key, *parts[3:]) for key in keys])
-    parts[position] = count
-    return uniform(parts[:3], *parts[3:])
+    return uniform(key, count, 3) if position == len(key) else uniform(key, 3, count)
 
 
 @pytest.mark.parametrize("position", range(5))

@@ -277,6 +277,13 @@ def image_missing_in_row(source: Path) -> None:
     datasets.Dataset.from_dict(columns, features).to_parquet(str(source / "train-00000-of-00001.parquet"))
 
 
+def images_without_classes(source: Path) -> None:
+    for split, images in (("train", TRAIN), ("test", TEST)):
+        (source / split).mkdir()
+        for number, image in enumerate(images):
+            PIL.Image.fromarray(image).save(source / split / f"{number}.png")
+
+
 def no_training_split(source: Path) -> None:
     make_table(source, "test", TEST, TEST_LABELS.tolist())
 
@@ -304,7 +311,9 @@ def no_training_split(source: Path) -> None:
         (make_tables, {"image_column": "label"}, ["column label does not hold images", "(image)"]),
         (unlabelled_row, {}, ["{source}, split train, row 1", "'-1'"]),
         (image_missing_in_row, {}, ["{source}, split train, row 2: the image is missing"]),
+        (images_without_classes, {}, ["{source}, split train, row 1: label is missing"]),
         (no_training_split, {}, ["{source} has the splits test, but needs one named train"]),
+        (break_nothing, {"path": __file__}, [__file__, "is a file: give a folder"]),
         (break_nothing, {"path": "/no/such/folder"}, ["/no/such/folder does not exist"]),
     ],
 )

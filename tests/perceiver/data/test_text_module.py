@@ -5,8 +5,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 from perceiver.config import MaskingConfig, TextDataConfig
 from perceiver.data.modules import Batch
