@@ -96,17 +96,21 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if is_dataclass(hint) and isinstance(value, dict):
         assert isinstance(hint, type)
         return dataclass_from_dict(hint, value)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        item_hints = get_args(hint)
-        if item_hints[-1] is Ellipsis:
-            item_hints = item_hints[:1] * len(value)
-        if len(item_hints) == len(value):
-            return tuple(_checked(name, item, item_hint) for item, item_hint in zip(value, item_hints, strict=True))
+    if get_origin(hint) is tuple:
+        item_hint, *_ = get_args(hint)  # all items of a field have one type
+        if isinstance(value, list) and _has_length(hint, value):
+            return tuple(_checked(name, item, item_hint) for item in value)
+        raise ValueError(f"{name} is {_shown(value)}, but must be {hint}")
     # By its very type, as a bool would pass for an int.
     allowed = get_args(hint) or (hint,)
     if type(value) in allowed or (type(value) is int and float in allowed):
         return value
     raise ValueError(f"{name} is {_shown(value)}, but must be {getattr(hint, '__name__', hint)}")
+
+
+def _has_length(hint: Any, items: list[Any]) -> bool:
+    """Tell whether a tuple's type admits as many items as there are."""
+    return Ellipsis in get_args(hint) or len(get_args(hint)) == len(items)
 
 
 def _shown(value: Any) -> str:

@@ -41,8 +41,8 @@ def convert(command: ConvertCommand) -> None:
     _write(out, model, config, tokenizer)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{out}: {task_name(config)} with {num_parameters:,} parameters")
-    location = str(out) if out.is_local else f"a local copy of {out}"
-    print(f"in Python: from perceiver.inference import load; predictor = load({location!r})")
+    folder = repr(str(out)) if out.is_local else "FOLDER"  # a local copy
+    print(f"in Python: from perceiver.inference import load; predictor = load({folder})")
 
 
 def describe(checkpoint: ReferenceCheckpoint, command: ConvertCommand) -> ModelConfig:

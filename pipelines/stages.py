@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -62,6 +62,23 @@ class Prepared:
     fingerprint: str
     synthetic: bool
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of a masked language model."""
+        assert isinstance(self.model, MaskedLanguageModelConfig)
+        return self.model.vocab_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of a classifier."""
+        assert not isinstance(self.model, MaskedLanguageModelConfig)
+        return self.model.num_classes
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of a text model."""
+        assert self.tokenizer is not None
+        return Tokenizer.from_str(self.tokenizer)
+
 
 def prepare(config: StageConfig) -> Prepared:
     """Load a stage's data, describe its model, and check both.
@@ -73,9 +90,9 @@ def prepare(config: StageConfig) -> Prepared:
         images = prepare_images(config.data)
         model: ModelConfig = config.model(images.input_shape, images.class_names)
         return Prepared(model, None, images.fingerprint, fingerprint(config, images.fingerprint), False)
-    init_from = config.init_from if isinstance(config, TextClassifierStageConfig) else None
-    tokenizer, input_fingerprint = _inspect_input(config, init_from) if init_from else (None, "")
-    labelled = isinstance(config, TextClassifierStageConfig)
+    tokenizer, input_fingerprint, labelled = None, "", isinstance(config, TextClassifierStageConfig)
+    if isinstance(config, TextClassifierStageConfig) and config.init_from is not None:
+        tokenizer, input_fingerprint = _inspect_input(config, config.init_from)
     texts = prepare_text(config.data, tokenizer, labelled=labelled)
     vocab_size = texts.tokenizer.get_vocab_size()
     if isinstance(config, MLMStageConfig):
@@ -151,41 +168,33 @@ def build(config: StageConfig, prepared: Prepared, loading: Loading) -> tuple[Ta
         loading: Which part of the data this worker reads, and from where on.
     """
     data = _build_data(config, prepared, loading)
+    total_steps = data.steps_per_epoch * config.trainer.max_epochs
     torch.manual_seed(config.trainer.seed)
     model = build_model(prepared.model)
-    options = {
-        "optimizer": config.optimizer,
-        "total_steps": data.steps_per_epoch * config.trainer.max_epochs,
-        "seed": config.trainer.seed,
-    }
-    if isinstance(config, MLMStageConfig):
-        assert isinstance(model, PerceiverMLM)
-        assert isinstance(prepared.model, MaskedLanguageModelConfig)
-        assert prepared.tokenizer is not None
-        tokenizer = Tokenizer.from_str(prepared.tokenizer)
-        shown = {"samples": config.samples, "num_predictions": config.num_predictions}
-        return MaskedLanguageModel(model, prepared.model, tokenizer=tokenizer, **shown, **options), data
-    assert isinstance(model, PerceiverIO)
-    assert not isinstance(prepared.model, MaskedLanguageModelConfig)
-    num_classes = prepared.model.num_classes
-    if isinstance(config, ImageClassifierStageConfig):
-        return ImageClassifier(model, num_classes, **options), data
-    if config.init_from is not None:
-        _take_weights(model, config.init_from)
-    return TextClassifier(model, num_classes, freeze_encoder=config.freeze_encoder, **options), data
+    return _build_task(config, prepared, model, total_steps), data
 
 
 def _build_data(config: StageConfig, prepared: Prepared, loading: Loading) -> TextDataModule | ImageDataModule:
-    match config:
-        case ImageClassifierStageConfig():
-            return ImageDataModule(prepare_images(config.data), config.data, loading)
-        case MLMStageConfig() | TextClassifierStageConfig():
-            assert prepared.tokenizer is not None
-            is_mlm = isinstance(config, MLMStageConfig)
-            texts = prepare_text(config.data, Tokenizer.from_str(prepared.tokenizer), labelled=not is_mlm)
-            return TextDataModule(texts, config.data, loading, masking=config.masking if is_mlm else None)
-        case _:
-            assert_never(config)
+    if isinstance(config, ImageClassifierStageConfig):
+        return ImageDataModule(prepare_images(config.data), config.data, loading)
+    masking = config.masking if isinstance(config, MLMStageConfig) else None
+    texts = prepare_text(config.data, prepared.load_tokenizer(), labelled=masking is None)
+    return TextDataModule(texts, config.data, loading, masking)
+
+
+def _build_task(config: StageConfig, prepared: Prepared, model: PerceiverIO | PerceiverMLM, total_steps: int) -> Task:
+    optimizer, seed = config.optimizer, config.trainer.seed
+    if isinstance(config, MLMStageConfig):
+        assert isinstance(model, PerceiverMLM)
+        tokenizer = prepared.load_tokenizer()
+        samples, k = config.samples, config.num_predictions
+        return MaskedLanguageModel(model, prepared.vocab_size, optimizer, total_steps, seed, tokenizer, samples, k)
+    assert isinstance(model, PerceiverIO)
+    if isinstance(config, ImageClassifierStageConfig):
+        return ImageClassifier(model, prepared.num_classes, optimizer, total_steps, seed)
+    if config.init_from is not None:
+        _take_weights(model, config.init_from)
+    return TextClassifier(model, prepared.num_classes, optimizer, total_steps, seed, config.freeze_encoder)
 
 
 def _take_weights(model: PerceiverIO, init_from: str) -> None:

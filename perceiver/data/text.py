@@ -150,11 +150,8 @@ def prepare_text(config: TextDataConfig, tokenizer: Tokenizer | None = None, lab
 def _checked(source: SourceSplit, class_names: tuple[str, ...]) -> datasets.Dataset:
     """Return the columns text and label, after checking every row."""
     texts = source.rows.data.column(source.text_column)
-    if not len(texts):
-        raise UserError(f"{source.name} is empty: add rows")
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        if texts.null_count < len(texts):
-            raise UserError(f"{source.name}: column {source.text_column} holds {texts.type} values: use one with text")
+    if not any(of_type(texts.type) for of_type in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        raise UserError(f"{source.name}: column {source.text_column} holds {texts.type} values: use one with text")
     row = pc.index(texts.is_null(), True).as_py()
     if row >= 0:
         raise UserError(

@@ -42,7 +42,7 @@ def read_splits(config: TextDataConfig, labelled: bool) -> dict[str, SourceSplit
         labelled: Whether labels are needed.
 
     Raises:
-        UserError: If there is no such data set, it cannot be read, or it lacks a split or a column.
+        UserError: If there is no such data set, it cannot be read, or it lacks a split, a column or rows.
     """
     label_column = config.label_column if labelled else None
     is_file = config.path != TOY_REVIEWS and is_local(config.path) and Path(config.path).expanduser().is_file()
@@ -60,6 +60,8 @@ def read_splits(config: TextDataConfig, labelled: bool) -> dict[str, SourceSplit
         raise UserError(f"use_unlabelled is set, but {config.path} has no unlabelled split: {mend}")
     splits = {}
     for name, (where, rows) in found.items():
+        if not len(rows):
+            raise UserError(f"{where} is empty: add rows")
         column = None if name == "unlabelled" else label_column
         require_columns(rows.column_names, [config.text_column, *([column] if column else [])], where)
         splits[name] = SourceSplit(rows, where, config.text_column, column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from perceiver.errors import UserError
 PAD_TOKEN, UNK_TOKEN, MASK_TOKEN = "[PAD]", "[UNK]", "[MASK]"
 SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, MASK_TOKEN)
 """The special tokens, whose ids are 0, 1 and 2."""
+_NUM_CHARACTERS = sys.maxunicode + 1
 _PREFIX = "##"  # of tokens that continue a word
 
 
@@ -92,8 +94,13 @@ def _untrained(model: WordPiece) -> Tokenizer:
 
 def _train(texts: Sequence[str], vocab_size: int, specials: list[str], alphabet: list[str] | None = None) -> Tokenizer:
     tokenizer = _untrained(WordPiece(unk_token=UNK_TOKEN))
-    limits = {} if alphabet is None else {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
-    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False, **limits)
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        show_progress=False,
+        initial_alphabet=alphabet or [],
+        limit_alphabet=_NUM_CHARACTERS if alphabet is None else len(alphabet),
+    )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     return tokenizer
 

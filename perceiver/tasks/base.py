@@ -21,13 +21,13 @@ class LossTerms(NamedTuple):
 
     Attributes:
         total: Sum of the losses of all terms, a scalar with gradient.
-        count: Number of terms, a scalar.
+        num_terms: Number of terms, a scalar.
         predictions: Predicted class of each term, (T,).
         labels: True class of each term, (T,); -100 where there is none.
     """
 
     total: Tensor
-    count: Tensor
+    num_terms: Tensor
     predictions: Tensor
     labels: Tensor
 
@@ -77,7 +77,7 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss."""
         terms = self.loss_terms(batch)
-        total, count = self._sum_over_ranks(terms.total.detach(), terms.count)
+        total, count = self._sum_over_ranks(terms.total.detach(), terms.num_terms)
         count = count.clamp(min=1)
         self.step_loss = total / count
         return terms.total * (self.trainer.world_size / count)
@@ -90,7 +90,7 @@ class Task(pl.LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         terms = self.loss_terms(batch)
-        self.mean_loss.update(terms.total / terms.count.clamp(min=1), weight=terms.count)
+        self.mean_loss.update(terms.total / terms.num_terms.clamp(min=1), weight=terms.num_terms)
         if terms.labels.numel():  # a short text may have no masked token
             self.accuracy.update(terms.predictions, terms.labels)
         self.num_samples.update((batch["sample_ids"] >= 0).sum())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from perceiver.config import MaskedLanguageModelConfig, OptimizerConfig
+from perceiver.config import OptimizerConfig
 from perceiver.inference import Fills, fill_masks
 from perceiver.model import PerceiverMLM
 from perceiver.tasks.base import Batch, LossTerms, Task
@@ -19,7 +19,7 @@ class MaskedLanguageModel(Task):
 
     Args:
         model: The network.
-        config: What the network was built from.
+        vocab_size: Number of tokens.
         optimizer: Optimizer and schedule.
         total_steps: Optimizer steps of the whole run.
         seed: Seed of the dropout masks.
@@ -33,7 +33,7 @@ class MaskedLanguageModel(Task):
     def __init__(
         self,
         model: PerceiverMLM,
-        config: MaskedLanguageModelConfig,
+        vocab_size: int,
         optimizer: OptimizerConfig,
         total_steps: int,
         seed: int = 0,
@@ -41,7 +41,7 @@ class MaskedLanguageModel(Task):
         samples: Sequence[str] = (),
         num_predictions: int = 5,
     ) -> None:
-        accuracy = MulticlassAccuracy(config.vocab_size, average="micro", ignore_index=-100)
+        accuracy = MulticlassAccuracy(vocab_size, average="micro", ignore_index=-100)
         super().__init__(model, optimizer, accuracy, total_steps, seed)
         self.tokenizer = tokenizer
         self.samples = tuple(samples)

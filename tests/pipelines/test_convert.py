@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -218,50 +217,59 @@ def test_output_says_where_how_large_and_how_to_load(
     assert scope["predictor"].fill(["a [MASK] film"]) == load(tmp_path / "out").fill(["a [MASK] film"])
 
 
-def training_leftovers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What Lightning 1.5 with torch 1.10 saves beside weights, such as a method that holds scheduler and optimizer."""
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.Adam([parameter])
-    parameter.sum().backward()
-    optimizer.step()
-    scheduler = torch.optim.lr_scheduler.OneCycleLR.__new__(torch.optim.lr_scheduler.OneCycleLR)
-    scheduler.optimizer = optimizer
-
-    def _gpus_arg_default() -> None:
-        """Stand for a function of Lightning that is gone."""
-
-    module = types.ModuleType("pytorch_lightning.utilities.argparse_utils")
-    module._gpus_arg_default = _gpus_arg_default  # type: ignore[attr-defined]
-    _gpus_arg_default.__module__, _gpus_arg_default.__qualname__ = module.__name__, "_gpus_arg_default"
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return {
-        "pytorch-lightning_version": "1.5.10",
-        "callbacks": {ModelCheckpoint: {"monitor": "val_loss", "best_model_score": torch.tensor(0.5)}},
-        "optimizer_states": [optimizer.state_dict()],
-        "lr_schedulers": [{"anneal_func": scheduler.get_last_lr, "total_steps": 5}],
-        "tpu_cores": _gpus_arg_default,
-    }
-
-
 @dataclass
 class EncoderConfig:
-    """Stands for a class of the reference, whose module is not there."""
+    """A class of the reference."""
 
     num_layers: int = 4
     num_cross_attention_heads: int = 3
     num_self_attention_heads: int = 3
 
 
+class ModelCheckpoint:
+    """A class of Lightning."""
+
+
+def _gpus_arg_default() -> None:
+    """A function of Lightning."""
+
+
+def pretend_from(module: str, thing: Any, patch: pytest.MonkeyPatch) -> None:
+    """Make a class or function one of a module that may not exist."""
+    package, _, _ = module.partition(".")
+    patch.setitem(sys.modules, package, sys.modules.get(package, types.ModuleType(package)))
+    patch.setitem(sys.modules, module, types.ModuleType(module))
+    patch.setattr(sys.modules[module], thing.__name__, thing, raising=False)
+    patch.setattr(thing, "__module__", module)
+
+
+def scheduler_method() -> Callable[[], Any]:
+    """A method whose scheduler holds an optimizer, as the state of a OneCycleLR of torch 1.10 has it."""
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([parameter])
+    optimizer.state[parameter] = {"exp_avg": torch.ones(2)}
+    scheduler = torch.optim.lr_scheduler.OneCycleLR.__new__(torch.optim.lr_scheduler.OneCycleLR)
+    scheduler.optimizer = optimizer
+    return scheduler.get_last_lr
+
+
 def test_what_training_left_behind_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = reference_model(IMAGE_CLASSIFIER)
-    module = types.ModuleType("perceiver.model.lightning")
-    module.EncoderConfig = EncoderConfig  # type: ignore[attr-defined]
     path = tmp_path / "a.ckpt"
-    with monkeypatch.context() as context:
-        context.setitem(sys.modules, module.__name__, module)
-        context.setattr(EncoderConfig, "__module__", module.__name__)
-        hyperparameters = {"encoder": EncoderConfig(), "decoder": {"num_cross_attention_heads": 2}}
-        save_checkpoint(path, reference.state_dict(), hyperparameters, **training_leftovers(context))
+    with monkeypatch.context() as patch:
+        pretend_from("perceiver.model.lightning", EncoderConfig, patch)
+        pretend_from("pytorch_lightning.callbacks.model_checkpoint", ModelCheckpoint, patch)
+        pretend_from("pytorch_lightning.utilities.argparse", _gpus_arg_default, patch)
+        save_checkpoint(
+            path,
+            reference.state_dict(),
+            {"encoder": EncoderConfig(), "decoder": {"num_cross_attention_heads": 2}, "tpu_cores": _gpus_arg_default},
+            callbacks={ModelCheckpoint: {"monitor": "val_loss", "best_model_score": torch.tensor(0.5)}},
+            lr_schedulers=[{"anneal_func": scheduler_method(), "total_steps": 5}],
+        )
+    references = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    assert {"builtins.getattr", "collections.defaultdict", "torch.optim.adam.Adam"} < references
+    assert {"pytorch_lightning.utilities.argparse._gpus_arg_default"} < references
     check_parity(run(path, tmp_path / "out"), reference, IMAGE_CLASSIFIER)
 
 

@@ -56,7 +56,8 @@ def test_a_fixed_tenth_validates() -> None:
 
 
 def test_the_test_split_validates_on_request() -> None:
-    raw, split = (load(TextDataConfig(path="toy_reviews", validation="test")) for load in (load_text, split_text))
+    config = TextDataConfig(path="toy_reviews", validation="test")
+    raw, split = load_text(config), split_text(config)
     assert rows_of(split.train) == rows_of(raw.train)
     assert rows_of(split.validation) == rows_of(split.test) == rows_of(raw.test)
 
@@ -237,7 +238,7 @@ def test_a_file_in_place_of_the_cache_is_named(config: TextDataConfig, tmp_path:
 def test_progress_bars_are_as_before(config: TextDataConfig, capfd: pytest.CaptureFixture[str]) -> None:
     datasets.enable_progress_bars()
     prepare_text(config)
-    assert datasets.are_progress_bars_enabled()
+    assert not datasets.are_progress_bars_disabled()
     assert capfd.readouterr() == ("", "")
 
 

@@ -75,7 +75,7 @@ def make_task(kind: str) -> Task:
     optimizer = OptimizerConfig(learning_rate=1e-2)
     if kind == "mlm":
         config = MaskedLanguageModelConfig(ENCODER, DECODER, vocab_size=VOCAB_SIZE, max_seq_len=32)
-        return MaskedLanguageModel(build_model(config), config, optimizer, total_steps=6)
+        return MaskedLanguageModel(build_model(config), VOCAB_SIZE, optimizer, total_steps=6)
     config = TextClassifierConfig(ENCODER, DECODER, vocab_size=VOCAB_SIZE, max_seq_len=32)
     return TextClassifier(build_model(config), 2, optimizer, total_steps=6)
 
