@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,8 +67,8 @@ class StageCallback(pl.Callback):
         """Note the step's loss; now and then write, report, or take a checkpoint."""
         assert isinstance(pl_module, Task)
         assert pl_module.step_loss is not None
-        record = {"kind": "train", "time": time.time(), "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._pending.append(({**record, "learning_rate": self._learning_rate}, pl_module.step_loss))
+        record = self._record(trainer, "train", learning_rate=self._learning_rate)
+        self._pending.append((record, pl_module.step_loss))
         due = trainer.global_step % self.config.checkpoint_every_n_steps == 0 and not trainer.is_last_batch
         if due or time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush(trainer)
@@ -81,15 +82,26 @@ class StageCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the validation metrics and the fills."""
-        record = self._record(trainer, "validation", "val_")
+        record = self._record(trainer, "validation", **_metrics(trainer, "val_"))
+        self._write(record)
         self._report(trainer, phase="training", epoch_end=record)
         if isinstance(pl_module, MaskedLanguageModel) and pl_module.fills:
-            self._write({**self._record(trainer, "fills"), "samples": pl_module.fills})
+            self._write(self._record(trainer, "fills", samples=pl_module.fills))
             self._report(trainer, phase="training", fills=pl_module.fills)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the checkpoint that ends the epoch."""
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        """Take the checkpoint that ends the epoch.
+
+        Raises:
+            FloatingPointError: If a validation metric is not a number, or infinite.
+        """
+        metrics = _metrics(trainer, "val_")
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value} after epoch {trainer.current_epoch + 1}: training diverged, "
+                    "set a lower optimizer.learning_rate or a trainer.gradient_clip_norm"
+                )
         self._save(trainer, trainer.current_epoch + 1, 0, metrics)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,18 +110,19 @@ class StageCallback(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the test metrics."""
-        self._record(trainer, "test", "test_")
+        self._write(self._record(trainer, "test", **_metrics(trainer, "test_")))
 
-    def _record(self, trainer: pl.Trainer, kind: str, prefix: str | None = None) -> dict[str, Any]:
-        """Make a record of the trainer's metrics that begin with `prefix`, and write it."""
-        epoch = min(trainer.current_epoch, self.config.max_epochs - 1)
-        record = {"kind": kind, "time": time.time(), "epoch": epoch, "step": trainer.global_step}
-        if prefix is None:
-            return record
-        metrics = trainer.callback_metrics.items()
-        record |= {name: value.item() for name, value in metrics if name.startswith(prefix)}
-        self._write(record)
-        return record
+    def _record(self, trainer: pl.Trainer, kind: str, **content: Any) -> dict[str, Any]:
+        epoch, step = self._epoch(trainer), self._step(trainer)
+        return {"kind": kind, "time": time.time(), "epoch": epoch, "step": step, **content}
+
+    def _step(self, trainer: pl.Trainer) -> int:
+        """Return the optimizer steps done, also where the trainer knows of none because it only tests."""
+        return max(trainer.global_step, self.start.step)
+
+    def _epoch(self, trainer: pl.Trainer) -> int:
+        """Return the epoch, from 0, that the trainer is in or was in last."""
+        return min(max(trainer.current_epoch, self.start.epoch), self.config.max_epochs - 1)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.journal is not None:
@@ -132,13 +145,13 @@ class StageCallback(pl.Callback):
     def _report(self, trainer: pl.Trainer, **state: Any) -> None:
         if not trainer.is_global_zero:
             return
-        per_epoch = int(trainer.num_training_batches) if trainer.num_training_batches != float("inf") else 0
+        assert isinstance(trainer.lightning_module, Task)
         self.report(
             {
-                "epoch": min(trainer.current_epoch + 1, self.config.max_epochs),
+                "epoch": self._epoch(trainer) + 1,
                 "max_epochs": self.config.max_epochs,
-                "step": trainer.global_step,
-                "total_steps": per_epoch * self.config.max_epochs,
+                "step": self._step(trainer),
+                "total_steps": trainer.lightning_module.total_steps,
                 **state,
             }
         )
@@ -150,3 +163,7 @@ class StageCallback(pl.Callback):
         position = Position(trainer.global_step, epoch, batch, round(seconds, 3), metrics)
         trainer.save_checkpoint(position.name, storage_options=position)
         self._flushed = time.monotonic()
+
+
+def _metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}

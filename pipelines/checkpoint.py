@@ -61,13 +61,16 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, state: Mapping[str, Any], position: Position) -> None:
-        """Write a checkpoint, then delete those that are neither new nor best."""
+        """Write a checkpoint, then delete those that are neither new nor best.
+
+        Checkpoints of later steps go too: training went back behind them because they are damaged.
+        """
         with tempfile.TemporaryDirectory(prefix="perceiver-checkpoint-") as temporary:
             folder = Path(temporary)
             torch.save(state, folder / STATE)
             write_manifest(folder, **asdict(position))
             (self.storage / position.name).upload_folder(folder)
-        self._prune()
+        self._prune(position.name)
 
     def load(self, position: Position) -> dict[str, Any]:
         """Read a checkpoint; nothing in it is unpickled but tensors and plain containers."""
@@ -84,18 +87,36 @@ class CheckpointStore:
                 continue
         return None
 
-    def best(self) -> Position | None:
-        """Return the checkpoint with the best validation metric, the earliest of equals, or None."""
+    def load_best(self) -> tuple[Position, dict[str, Any]]:
+        """Read the checkpoint with the best validation metric, the earliest of equals, of those that are whole.
+
+        Raises:
+            DamagedFolderError: If no whole checkpoint has the metric.
+        """
+        for position in self._ranking():
+            try:
+                return position, self.load(position)
+            except DamagedFolderError:
+                continue
+        raise DamagedFolderError(
+            f"{self.storage} has no whole checkpoint with {self.select_by}: delete it, start again"
+        )
+
+    def _ranking(self) -> list[Position]:
+        """Return the checkpoints that have the validation metric, the best first; damaged ones may be among them."""
         positions = [p for p in map(self._peek, self._names()) if p is not None and self.select_by in p.metrics]
         sign = 1.0 if self.select_by == "val_loss" else -1.0
-        return min(positions, key=lambda p: (sign * p.metrics[self.select_by], p.step), default=None)
+        return sorted(positions, key=lambda p: (sign * p.metrics[self.select_by], p.step))
 
     def _names(self) -> list[str]:
         return [name for name in self.storage.names() if name.startswith("step-")]
 
     def _peek(self, name: str) -> Position | None:
         """Read where a checkpoint was taken, without verifying its large file."""
-        manifest = (self.storage / name / MANIFEST).read_json()
+        try:
+            manifest = (self.storage / name / MANIFEST).read_json()
+        except ValueError:  # it was cut off or altered
+            return None
         return self._position(manifest) if manifest is not None else None
 
     @staticmethod
@@ -108,10 +129,11 @@ class CheckpointStore:
             read_manifest(folder)
             yield folder
 
-    def _prune(self) -> None:
-        best = self.best()
-        kept = set(self._names()[-self.keep :]) | ({best.name} if best else set())
-        for name in self._names():
+    def _prune(self, newest: str) -> None:
+        names = self._names()
+        kept = [name for name in names if name <= newest][-self.keep :]
+        kept += [p.name for p in self._ranking() if p.name <= newest][:1]
+        for name in names:
             if name not in kept:
                 (self.storage / name).delete()
 

@@ -12,7 +12,7 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig, StageConfig
 from pipelines.progress import Progress
 from pipelines.sink import PipelineRun, Status
-from pipelines.stage_folder import Decision, StageFolder, plain, write_config
+from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
 from pipelines.stages import Prepared, prepare
 from pipelines.storage import Storage, check_run_name
 from pipelines.tracking import Tracker
@@ -139,7 +139,7 @@ class Pipeline:
         except UserError:
             raise
         except Exception as error:
-            log = plan.storage / "error.txt"
+            log = plan.storage / ERROR
             log.write_bytes(traceback.format_exc().encode())
             raise StageFailedError(f"stage {plan.name} failed: {_cause(error)}; the whole story is in {log}") from error
 

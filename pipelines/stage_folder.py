@@ -17,7 +17,7 @@ from pipelines.config import RunConfig, StageConfig
 from pipelines.stages import Prepared, settings_with_effect
 from pipelines.storage import Storage
 
-STAGE, CONFIG, MODEL, SUPERSEDED = "stage.json", "config.yaml", "model", "superseded"
+STAGE, CONFIG, MODEL, ERROR, SUPERSEDED = "stage.json", "config.yaml", "model", "error.txt", "superseded"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class StageFolder:
         return target
 
     def begin(self, config: StageConfig, prepared: Prepared, run: RunConfig) -> None:
-        """Note what the folder is for."""
+        """Note what the folder is for, and clear away what an attempt that failed or died left in it."""
+        self.storage.delete_leftovers()
+        (self.storage / ERROR).delete()
         write_config(self.storage, config, run)
         self._write(config, prepared, "running", {})
 

@@ -24,6 +24,7 @@ from perceiver.files import MANIFEST, sync, write_atomic
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _ATOMIC_PUT = ("s3", "gcs", "abfs")  # an object appears when its upload is complete, never in part
 _MAX_RUN_NAME = 100
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.(new|old|tmp)")  # the names of what is not yet, or no longer, in place
 
 
 def check_run_name(name: str) -> None:
@@ -181,6 +182,12 @@ class Storage:
             self.filesystem.delete_dir(self.path)
         elif kind != pafs.FileType.NotFound:
             self.filesystem.delete_file(self.path)
+
+    def delete_leftovers(self) -> None:
+        """Delete what writers that died left beside the files and folders in this folder; nobody may write here now."""
+        for name in self.names():
+            if _LEFTOVER.fullmatch(name):
+                (self / name).delete()
 
     def move(self, target: Storage) -> None:
         """Move this file or folder to a place, of the same file system, where nothing is yet."""

@@ -6,10 +6,12 @@ Nothing here needs Ray when there is one worker, so that a search can run trials
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
     started = time.monotonic()
     trainer_config = plan.config.trainer
     store = CheckpointStore(plan.storage / "checkpoints", trainer_config.select_by)
-    found = _agree(store.newest(), world_size)
+    found = _agree(_look_back(store) if rank == 0 else None, world_size)
     start = found or Position()
     loading = Loading(
         batch_size=trainer_config.batch_size,
@@ -75,21 +77,24 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         start_step=start.batch,
     )
     task, data = build(plan.config, plan.prepared, loading)
-    journal = JournalWriter(plan.storage, after_step=start.step) if rank == 0 else None
-    callback = StageCallback(trainer_config, journal, report, start, started)
-    trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
-    if start.epoch < trainer_config.max_epochs:
-        trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
-    best = store.best()
-    assert best is not None, "the end of an epoch leaves a checkpoint"
-    task.load_state_dict(store.load(best)["state_dict"])
-    trainer.test(task, datamodule=data, verbose=False)
-    result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
-    if rank == 0:
-        _leave_model(plan, task)
-    if journal is not None:
-        journal.close()
+    with _journal(plan, start, rank) as journal, _pass_on_ctrl_c():
+        callback = StageCallback(trainer_config, journal, report, start, started)
+        trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
+        if start.epoch < trainer_config.max_epochs:
+            trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
+        best, state = store.load_best()
+        task.load_state_dict(state["state_dict"])
+        trainer.test(task, datamodule=data, verbose=False)
+        result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
+        if rank == 0:
+            _leave_model(plan, task)
     return result
+
+
+def _look_back(store: CheckpointStore) -> Position | None:
+    """Clear away what an attempt that died left half written, and find the checkpoint to go on from."""
+    store.storage.delete_leftovers()
+    return store.newest()
 
 
 def _agree(found: Position | None, world_size: int) -> Position | None:
@@ -99,6 +104,32 @@ def _agree(found: Position | None, world_size: int) -> Position | None:
     box = [found]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+@contextmanager
+def _journal(plan: StagePlan, start: Position, rank: int) -> Iterator[JournalWriter | None]:
+    """Open the journal on rank 0, whose records after the checkpoint will come again."""
+    if rank:
+        yield None
+        return
+    journal = JournalWriter(plan.storage, after_step=start.step)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+@contextmanager
+def _pass_on_ctrl_c() -> Iterator[None]:
+    """Undo what Lightning makes of Ctrl-C: it ends the program as if training had failed, and is deaf to the next."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callback: pl.Callback) -> pl.Trainer:
@@ -157,4 +188,5 @@ def _be_quiet() -> None:
     """Leave the terminal to the driver: workers say nothing but errors."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch|torchmetrics")
+    for category in (UserWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)

@@ -17,7 +17,7 @@ from perceiver.config import TextDataConfig
 from perceiver.data.cache import cached_folder
 from perceiver.data.fingerprint import fingerprint_dataset, fingerprint_of
 from perceiver.data.sources import class_names_of, encode_labels, hold_out_tenth, limited, quiet_datasets
-from perceiver.data.text_sources import SourceSplit, read_splits
+from perceiver.data.text_sources import TOY_REVIEWS, SourceSplit, read_splits
 from perceiver.data.tokenizer import UNK_TOKEN, load_tokenizer, train_tokenizer, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.random import Stream
@@ -96,7 +96,7 @@ def load_text(config: TextDataConfig, labelled: bool = True) -> RawText:
     return RawText(
         class_names=class_names,
         fingerprint=fingerprint_of(*class_names, *sums),
-        synthetic=config.path == "toy_reviews",
+        synthetic=config.path == TOY_REVIEWS,
         train=splits["train"],
         test=splits["test"],
         unlabelled=splits.get("unlabelled"),

@@ -37,6 +37,8 @@ class SourceSplit:
 def read_splits(config: TextDataConfig, labelled: bool) -> dict[str, SourceSplit]:
     """Read the splits train, test (where there is one) and unlabelled (where it is to be used).
 
+    A split that the source calls validation stands in for a missing test split, and is left alone otherwise.
+
     Args:
         config: Where the texts are, and the names of the columns.
         labelled: Whether labels are needed.
@@ -97,9 +99,9 @@ def _read_data_set(config: TextDataConfig) -> Found:
         del candidates["unlabelled"]
     found = {}
     for name, alternatives in candidates.items():
-        for alternative in alternatives:
-            if alternative in splits and name not in found:
-                found[name] = (f"split {alternative} of {path}", splits[alternative])
+        chosen = next((alternative for alternative in alternatives if alternative in splits), None)
+        if chosen is not None:
+            found[name] = (f"split {chosen} of {path}", splits[chosen])
     if "train" not in found:
         raise UserError(f"{path} has no split train, only {', '.join(splits)}: rename the files of the training split")
     return found

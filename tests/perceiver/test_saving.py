@@ -40,7 +40,7 @@ from perceiver.saving import (
 ENCODER = EncoderConfig(
     num_latents=3, num_latent_channels=8, num_layers=2, num_self_attention_layers_per_block=1, num_block_repeats=2
 )
-TEXT = {"encoder": ENCODER, "vocab_size": 23, "max_seq_len": 6}
+TEXT: dict[str, Any] = {"encoder": ENCODER, "vocab_size": 23, "max_seq_len": 6}
 CONFIGS: list[ModelConfig] = [
     MaskedLanguageModelConfig(**TEXT, masking=MaskingConfig(0.3), dropout=0.1),
     MaskedLanguageModelConfig(**TEXT, tie_output_embedding=True),

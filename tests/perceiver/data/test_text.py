@@ -247,6 +247,7 @@ def test_toy_reviews_come_as_they_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_whole_of_imdb(real_data: Path, cache_dir: Path) -> None:
     config = TextDataConfig(path=str(real_data / "imdb"), use_unlabelled=True, cache_dir=str(cache_dir))
     data = prepare_text(config)

@@ -23,8 +23,8 @@ LABELS = [number % 2 for number in range(20)]
 
 
 @pytest.fixture(autouse=True)
-def _hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub_cache")
+def _hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hub_cache"))
 
 
 def load(path: Path | str, labelled: bool = True, **settings: Any) -> RawText:
@@ -131,6 +131,14 @@ def test_a_folder_without_a_test_split_gives_a_tenth(tmp_path: Path) -> None:
     to_csv(table(), tmp_path / "train.csv")
     raw = load(tmp_path)
     assert (len(raw.train), len(raw.test)) == (18, 2)
+
+
+def test_a_validation_split_stands_in_for_a_missing_test_split(tmp_path: Path) -> None:
+    to_csv(table(), tmp_path / "train.csv")
+    to_csv(table()[:6], tmp_path / "validation.csv")
+    assert rows_of(load(tmp_path).test) == list(zip(TEXTS[:6], LABELS[:6], strict=True))
+    to_csv(table()[:4], tmp_path / "test.csv")
+    assert rows_of(load(tmp_path).test) == list(zip(TEXTS[:4], LABELS[:4], strict=True))
 
 
 def test_a_folder_without_a_training_split(tmp_path: Path) -> None:
