@@ -361,7 +361,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "max_epochs", "batch_size", "checkpoint_every_n_steps")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
         choices = ("auto", "32-true", "bf16-mixed", "16-mixed")
         _require(self.precision in choices, "precision", self.precision, " or ".join(choices))
         clip = self.gradient_clip_norm

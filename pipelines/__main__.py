@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C.
     """
-    command = parse(sys.argv[1:] if argv is None else argv)
     try:
+        command = parse(sys.argv[1:] if argv is None else argv)
         if isinstance(command, ConvertCommand):
             from pipelines.convert import convert
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def text_baselines(
@@ -19,16 +20,17 @@ def text_baselines(
 
     Returns:
         Accuracy of `majority`, the commonest class of the training texts, and of `tfidf_logistic_regression`, a
-        logistic regression on the TF-IDF weights of words and pairs of words.
+        logistic regression on the TF-IDF weights of words and pairs of words; without the latter where the texts
+        are too few to train it.
     """
     from sklearn.metrics import accuracy_score
 
     majority = max(sorted(Counter(train_labels).items()), key=lambda item: item[1])[0]
-    predicted = _tfidf_predictions(train_texts, train_labels, test_texts)
-    return {
-        "majority": float(accuracy_score(test_labels, [majority] * len(test_labels))),
-        "tfidf_logistic_regression": float(accuracy_score(test_labels, predicted)),
-    }
+    accuracies = {"majority": float(accuracy_score(test_labels, [majority] * len(test_labels)))}
+    with suppress(ValueError):  # a few texts may be all of one class, or hold no words
+        predicted = _tfidf_predictions(train_texts, train_labels, test_texts)
+        accuracies["tfidf_logistic_regression"] = float(accuracy_score(test_labels, predicted))
+    return accuracies
 
 
 def _tfidf_predictions(

@@ -83,6 +83,31 @@ class ConvertCommand:
     """Heads of the decoder (null: from the checkpoint)."""
 
 
+_REPHRASED = (  # what jsonargparse says, and what we say
+    (r'^Parser key "([\w.]+)": ', r"--\1: "),
+    (r"^argument (\S+): expected one argument", r"\1 needs a value"),
+    (r"^Problems parsing config: (.*?)( in \"<unicode string>\")?, line", r"--config: not valid YAML: \1, line"),
+    (r"^Unexpected config:.*", "--config: the file has to hold options, such as run_name: first"),
+    (r"^('utf-8' codec .*)", r"--config: not UTF-8: \1"),
+    (
+        r"Does not validate .*? Errors: - Expected (.+?)(\. Got value: .*?)? - .* Given value: ",
+        r"Expected \1 or null, but got ",
+    ),
+    (r"\. Got value: ?", ", but got "),
+    (r"Expected an? <class '(\w+)'>", r"expected \1"),
+    (r"Expected an? typing\.Literal\[(.+?)\]", r"expected one of \1"),
+    (r"Expected a tuple with (\d+) elements", r"expected a list of \1 values"),
+    (r"expected tuple", "expected a list such as [a, b]"),
+    (r"expected str(.*) but got (.+)", r"expected text\1 but got \2: put quotes around it"),
+    (r" got $", " got nothing"),
+)
+_UNKNOWN = (
+    r"^unrecognized arguments: ([^\s=]+)",
+    r"^Option '(.+)' is not accepted",
+    r"^Group '(.+)' does not accept option '(.+)'",
+)
+
+
 class _Parser(ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 
@@ -95,15 +120,19 @@ class _Parser(ArgumentParser):
 
     def _plain(self, message: str) -> str:
         """Say what the parser says in the user's words."""
-        if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
-            known = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(unknown[1], known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"{self.prog} -h lists the options"
-            return f"unknown option {unknown[1]}: {hint}"
-        message = re.sub(r'^Parser key "([\w.]+)": ', r"--\1: ", message)
-        message = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", message)
-        message = re.sub(r"Expected an? typing\.Literal\[(.+?)\]", r"expected one of \1", message)
-        return re.sub(r"\. Got value: ", ", but got ", message)
+        for pattern in _UNKNOWN:
+            if unknown := re.search(pattern, message):
+                return self._unknown(".".join(unknown.groups()))
+        for pattern, replacement in _REPHRASED:
+            message = re.sub(pattern, replacement, message)
+        return message
+
+    def _unknown(self, name: str) -> str:
+        dashes = "--" if name.startswith("-") else ""  # there are none in a file
+        known = [dashes + action.dest for action in self._actions if action.dest]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"{self.prog} -h lists the options"
+        return f"unknown option {name}: {hint}"
 
 
 def fail(message: str) -> NoReturn:
@@ -136,9 +165,11 @@ def parse(argv: Sequence[str]) -> Command | ConvertCommand:
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join([*PIPELINES, 'convert'])}"
         fail(f"unknown verb {verb}: {hint}")
     parser = pipeline_parser(verb)
-    values = _checked(parser, lambda: parser.instantiate(parser.parse_args(options)))
-    config = _checked(parser, lambda: _pick(PIPELINES[verb], values))
-    return Command(verb, config, _pick(RunConfig, values))
+    values = _checked(parser, lambda: parser.parse_args(options))
+    _check_complete(parser, values)
+    built = _checked(parser, lambda: parser.instantiate(values), values)
+    config = _checked(parser, lambda: _pick(PIPELINES[verb], built), values)
+    return Command(verb, config, _pick(RunConfig, built))
 
 
 def _parse_convert(options: Sequence[str]) -> ConvertCommand:
@@ -149,12 +180,34 @@ def _parse_convert(options: Sequence[str]) -> ConvertCommand:
     return _pick(ConvertCommand, parser.parse_args(options))
 
 
-def _checked(parser: ArgumentParser, make: Callable[[], Any]) -> Any:
+def _checked(parser: ArgumentParser, make: Callable[[], Any], values: Namespace | None = None) -> Any:
     """Turn a refused value into a message of the parser."""
     try:
         return make()
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(_with_full_name(str(error), values or Namespace()))
+
+
+def _with_full_name(message: str, values: Namespace) -> str:
+    """Name an option in full where a dataclass, which doesn't know its place in the configuration, refused a value."""
+    if refused := re.match(r"(\w+) is (.+?),? but ", message):
+        name, shown = refused.groups()
+        options = [
+            key for key, value in values.items() if key.split(".")[-1] == name and shown in (str(value), repr(value))
+        ]
+        if len(options) == 1:
+            return options[0] + message.removeprefix(name)
+    return message
+
+
+def _check_complete(parser: ArgumentParser, values: Namespace) -> None:
+    """Refuse what a file may hold instead of options: `data: 3`, or a name with nothing behind it."""
+    for name, default in parser.get_defaults().items():
+        group = name.rpartition(".")[0]
+        if group and not isinstance(values.get(group), Namespace):
+            parser.error(f"{group} has to hold options such as {name}: indent them below it, or remove it")
+        if values.get(name) is None and default is not None:
+            parser.error(f"{name} has no value: give one, or remove it")
 
 
 def _pick(kind: type, values: Namespace) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,24 @@ from pipelines.config import ScalingConfig
 
 # The controller of a training looks at its workers this often (seconds); Ray's default of 2 makes short stages wait.
 _POLL_SECONDS = "0.5"
+_CONNECT_SECONDS = 5.0
+
+
+def check_cluster(scaling: ScalingConfig) -> None:
+    """Find out, without starting or joining a cluster, whether the workers can be had.
+
+    A cluster that RAY_ADDRESS names has to answer, but may yet grow: whether the workers fit is left to it.
+
+    Raises:
+        UserError: If this machine can't hold the workers, or RAY_ADDRESS leads nowhere.
+    """
+    if scaling.num_workers and _is_connected():
+        return
+    address = _address()
+    if scaling.num_workers and address:
+        _check_answers(address)
+    else:
+        _check_fits(scaling, _own_resources())
 
 
 @contextmanager
@@ -25,36 +44,83 @@ def cluster(scaling: ScalingConfig) -> Iterator[None]:
     Raises:
         UserError: If RAY_ADDRESS leads nowhere.
     """
-    if scaling.num_workers == 0:
+    if scaling.num_workers == 0 or _is_connected():
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS")
-        try:
-            ray.init(**(_attach(address) if address else _local()), log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise UserError(f"RAY_ADDRESS is {address}, but no Ray cluster answers there: unset or mend it") from error
+    address = _address()
+    options = {"address": address} if address else _local()
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        if address is None:
+            raise
+        raise _wrong_address(address, str(error) or type(error).__name__) from error
     try:
         yield
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def _attach(address: str) -> dict[str, Any]:
-    return {"address": address}
+def worker_resources(scaling: ScalingConfig) -> tuple[dict[str, float], bool]:
+    """Return the resources of one worker on the connected cluster, and whether it has a GPU."""
+    import ray
+
+    return _share(scaling, ray.cluster_resources())
+
+
+def _share(scaling: ScalingConfig, total: Mapping[str, float]) -> tuple[dict[str, float], bool]:
+    use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
+    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // scaling.num_workers)
+    return {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
+
+
+def _is_connected() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _address() -> str | None:
+    """Return the address of the cluster to join; None if this machine starts one of its own."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def _check_answers(address: str) -> None:
+    """Raise a UserError where nobody listens: Ray would try for minutes, and say so in many lines."""
+    place = re.fullmatch(r"(?:\w+://)?\[?([^/\[\]]+)\]?:(\d{1,5})", address)
+    if place is None:
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise _wrong_address(address, str(error)) from None
+
+
+def _wrong_address(address: str, reason: str) -> UserError:
+    return UserError(f"RAY_ADDRESS is {address}, but no Ray cluster answers there ({reason}): unset or mend it")
+
+
+def _own_resources() -> dict[str, float]:
+    """Return the cores and GPUs of this machine that a process may use."""
+    import joblib  # knows the limits of containers and of affinity, which os.cpu_count does not
+    import torch
+
+    return {"CPU": float(joblib.cpu_count()), "GPU": float(torch.cuda.device_count())}
 
 
 def _local() -> dict[str, Any]:
     """Options of a cluster of our own, whose parts find its dashboard even where another cluster runs too."""
     port = _free_port()
     env_vars = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    resources = _own_resources()
     return {
         "address": "local",
+        "num_cpus": int(resources["CPU"]),
+        "num_gpus": int(resources["GPU"]),
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": port,
@@ -68,26 +134,24 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def worker_resources(scaling: ScalingConfig) -> tuple[dict[str, float], bool]:
-    """Return the resources of one worker, and whether it has a GPU.
-
-    Raises:
-        UserError: If this machine's own cluster can't hold the workers.
-    """
-    import ray
-
-    total = ray.cluster_resources()
-    use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
-    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // scaling.num_workers)
-    if "RAY_ADDRESS" not in os.environ:
-        _check_fits("cores", cpus * scaling.num_workers, total.get("CPU", 0), scaling)
-        _check_fits("GPUs", scaling.num_workers if use_gpu else 0, total.get("GPU", 0), scaling)
-    return {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
-
-
-def _check_fits(what: str, needed: float, available: float, scaling: ScalingConfig) -> None:
-    if needed > available:
+def _check_fits(scaling: ScalingConfig, total: Mapping[str, float]) -> None:
+    cores, gpus, workers = total["CPU"], total["GPU"], scaling.num_workers
+    if scaling.use_gpu and not gpus:
         raise UserError(
-            f"scaling.num_workers is {scaling.num_workers} and needs {needed:g} {what}, but this machine has "
-            f"{available:g}: use fewer workers, or name a cluster in RAY_ADDRESS"
+            "scaling.use_gpu is true, but this machine has no GPU that PyTorch can use: leave it out, or name a "
+            "cluster in RAY_ADDRESS"
+        )
+    if workers == 0:
+        return
+    resources, use_gpu = _share(scaling, total)
+    if workers * resources["CPU"] > cores:
+        each = f", with scaling.cpus_per_worker {scaling.cpus_per_worker}" if scaling.cpus_per_worker else ""
+        raise UserError(
+            f"scaling.num_workers is {workers}{each}, but this machine has {cores:g} cores: ask for fewer, or name a "
+            "cluster in RAY_ADDRESS"
+        )
+    if use_gpu and workers > gpus:
+        raise UserError(
+            f"scaling.num_workers is {workers}, but this machine has {gpus:g} GPUs: ask for fewer, set scaling.use_gpu "
+            "to false, or name a cluster in RAY_ADDRESS"
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from perceiver.errors import UserError
-from pipelines.cluster import cluster
-from pipelines.config import RunConfig, StageConfig
+from pipelines.cluster import check_cluster, cluster
+from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.progress import Progress
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
@@ -76,6 +77,15 @@ class Pipeline:
         """
         self.check()
         first = prepare(next(iter(self.stages.values())))
+        with cluster(self.run.scaling), self._tracked(first, progress) as tracker:
+            for number, (name, config) in enumerate(self.stages.items()):
+                prepared = first if number == 0 else prepare(config)
+                self.outcomes.append(self._run_stage(name, config, prepared, tracker, progress))
+        return self.outcomes
+
+    @contextmanager
+    def _tracked(self, first: Prepared, progress: Progress) -> Iterator[Tracker]:
+        """Write config.yaml and follow the stages; from here on the run's folder changes."""
         write_config(self.folder, self.config, self.run)
         parameters = plain({**asdict(self.config), **asdict(self.run)})
         tags = {"synthetic_data": "true"} if first.synthetic else {}
@@ -83,17 +93,13 @@ class Pipeline:
         tracker = Tracker(pipeline_run, warn=progress.message)
         status: Status = "FAILED"
         try:
-            with cluster(self.run.scaling):
-                for number, (name, config) in enumerate(self.stages.items()):
-                    prepared = first if number == 0 else prepare(config)
-                    self.outcomes.append(self._run_stage(name, config, prepared, tracker, progress))
+            yield tracker
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             tracker.close(status, self._summary(), _DRAIN_SECONDS)
-        return self.outcomes
 
     def check(self) -> None:
         """Find mistakes that need no data.
@@ -110,7 +116,22 @@ class Pipeline:
                     f"{prefix}trainer.batch_size is {config.trainer.batch_size}, which {workers} workers don't divide: "
                     f"choose a multiple of scaling.num_workers"
                 )
+        check_cluster(self.run.scaling)
+        self._check_folder()
+
+    def _check_folder(self) -> None:
         self.storage.check_writable()
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise UserError(f"run_name is {self.run.run_name}, but {self.folder} is a file: choose another run_name")
+        self.folder.check_writable()
+        for name, config in self.stages.items():
+            stage = StageFolder(self.folder, name)
+            stage.read_state()
+            init_from = config.init_from if isinstance(config, TextClassifierStageConfig) else None
+            if init_from and Storage.from_uri(init_from, "init_from").uri.startswith(f"{stage.storage.uri}/"):
+                raise UserError(f"init_from {init_from} is this stage's own result: choose another run_name")
 
     def _run_stage(
         self, name: str, config: StageConfig, prepared: Prepared, tracker: Tracker, progress: Progress

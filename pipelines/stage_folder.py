@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
+from perceiver.errors import UserError
 from perceiver.files import DamagedFolderError, read_manifest
 from pipelines.config import RunConfig, StageConfig
 from pipelines.stages import Prepared, settings_with_effect
 from pipelines.storage import Storage
 
 STAGE, CONFIG, MODEL, ERROR, SUPERSEDED = "stage.json", "config.yaml", "model", "error.txt", "superseded"
+_STATE = {"status", "fingerprint", "data_fingerprint", "synthetic", "settings", "result"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,24 @@ class StageFolder:
         self.name = name
         self.storage = run_folder / name
 
+    def read_state(self) -> dict[str, Any] | None:
+        """Return what stage.json says; None where there is none.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        file = self.storage / STAGE
+        try:
+            state = file.read_json()
+        except ValueError:
+            state = {}
+        if state is None or (isinstance(state, dict) and state.keys() >= _STATE):
+            return state
+        raise UserError(f"{file} is damaged: restore it, or delete {self.storage} to run the stage from the start")
+
     def decide(self, config: StageConfig, prepared: Prepared) -> Decision:
         """Compare what lies here with what is wanted."""
-        state = (self.storage / STAGE).read_json()
+        state = self.read_state()
         if state is None:
             return Decision("start")
         if state["fingerprint"] != prepared.fingerprint:
@@ -89,7 +106,9 @@ class StageFolder:
 
     def result(self) -> dict[str, Any]:
         """Return the result of a finished stage."""
-        result: dict[str, Any] = (self.storage / STAGE).read_json()["result"]
+        state = self.read_state()
+        assert state is not None, "the stage is finished"
+        result: dict[str, Any] = state["result"]
         return result
 
     def _write(self, config: StageConfig, prepared: Prepared, status: str, result: Mapping[str, Any]) -> None:

@@ -26,10 +26,11 @@ from perceiver.data.images import prepare_images
 from perceiver.data.sampling import Loading
 from perceiver.data.text import prepare_text
 from perceiver.data.text_module import TextDataModule
+from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
 from perceiver.model import PerceiverIO, PerceiverMLM
-from perceiver.saving import load_model, read_config, read_tokenizer
+from perceiver.saving import CONFIG, load_model, read_config, read_tokenizer
 from perceiver.tasks.base import Task
 from perceiver.tasks.image_classifier import ImageClassifier
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
@@ -90,11 +91,15 @@ def prepare(config: StageConfig) -> Prepared:
         images = prepare_images(config.data)
         model: ModelConfig = config.model(images.input_shape, images.class_names)
         return Prepared(model, None, images.fingerprint, fingerprint(config, images.fingerprint), False)
-    tokenizer, input_fingerprint, labelled = None, "", isinstance(config, TextClassifierStageConfig)
+    source, tokenizer, input_fingerprint = None, None, ""
     if isinstance(config, TextClassifierStageConfig) and config.init_from is not None:
-        tokenizer, input_fingerprint = _inspect_input(config, config.init_from)
-    texts = prepare_text(config.data, tokenizer, labelled=labelled)
-    vocab_size = texts.tokenizer.get_vocab_size()
+        source, tokenizer, input_fingerprint = _inspect_input(config, config.init_from)
+    texts = prepare_text(config.data, tokenizer, labelled=isinstance(config, TextClassifierStageConfig))
+    if isinstance(config, TextClassifierStageConfig) and isinstance(source, TextClassifierConfig):
+        _check_classes(source, texts.class_names, config)
+    vocab_size = vocab_size_of(texts.tokenizer)
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise UserError(f"the texts of {config.data.path} hold no words: set data.text_column to a column that does")
     if isinstance(config, MLMStageConfig):
         model = config.model(vocab_size)
     else:
@@ -130,12 +135,15 @@ def settings_with_effect(config: StageConfig) -> dict[str, Any]:
     return settings
 
 
-def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[Tokenizer, str]:
-    """Check that the input model fits the config; return its tokenizer and its identity."""
-    with Storage.from_uri(init_from).as_local_folder() as folder:
+def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[ModelConfig, Tokenizer, str]:
+    """Check that the input model is whole and fits the config; return its config, its tokenizer and its identity."""
+    storage = Storage.from_uri(init_from, "init_from")
+    if not (storage / CONFIG).is_readable():
+        raise UserError(f"init_from {storage} holds no model ({CONFIG} can't be read): name a model/ folder of a run")
+    with storage.as_local_folder() as folder:
         source = read_config(folder)
         tokenizer = read_tokenizer(folder)
-        identity = json.dumps(read_manifest(folder, verify=False)["files"], sort_keys=True)
+        identity = json.dumps(read_manifest(folder)["files"], sort_keys=True)
     if isinstance(source, ImageClassifierConfig) or tokenizer is None:
         raise UserError(f"init_from {init_from} is an image model: name the model/ folder of a text stage")
     _check_same("encoder", source.encoder, config.encoder, init_from)
@@ -146,7 +154,17 @@ def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[T
             f"data.max_seq_len is {config.data.max_seq_len}, but the model in {init_from} reads {source.max_seq_len} "
             f"tokens: set data.max_seq_len to {source.max_seq_len}"
         )
-    return tokenizer, hashlib.sha256(identity.encode()).hexdigest()
+    return source, tokenizer, hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _check_classes(
+    source: TextClassifierConfig, class_names: tuple[str, ...], config: TextClassifierStageConfig
+) -> None:
+    if source.num_classes != len(class_names):
+        raise UserError(
+            f"{config.data.path} has {len(class_names)} classes, but the classifier in {config.init_from} tells "
+            f"{source.num_classes} apart: start from a masked language model, or use other data"
+        )
 
 
 def _check_same(section: str, source: Any, wanted: Any, init_from: str) -> None:
@@ -154,8 +172,8 @@ def _check_same(section: str, source: Any, wanted: Any, init_from: str) -> None:
         there, here = getattr(source, f.name), getattr(wanted, f.name)
         if there != here:
             raise UserError(
-                f"{section}.{f.name} is {here}, but the model in {init_from} has {there}: "
-                f"set {section}.{f.name} to {there}, or start from another model"
+                f"{section}.{f.name} is {json.dumps(here)}, but the model in {init_from} has {json.dumps(there)}: "
+                f"set {section}.{f.name} to {json.dumps(there)}, or start from another model"
             )
 
 

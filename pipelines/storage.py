@@ -34,10 +34,12 @@ def check_run_name(name: str) -> None:
         reason = "is empty"
     elif len(name) > _MAX_RUN_NAME:
         reason = f"has {len(name)} characters"
-    elif name.startswith(".") or name != name.strip():
-        reason = "begins with a dot, or begins or ends with a space"
     elif any(character in "/\\" or not character.isprintable() for character in name):
         reason = "has a slash, a backslash or a control character"
+    elif name.startswith("."):
+        reason = "begins with a dot"
+    elif name != name.strip():
+        reason = "begins or ends with a space"
     if reason:
         shown = name if len(name) <= _MAX_RUN_NAME else name[:20] + "..."
         raise UserError(f"run_name {shown!r} {reason}: use 1 to {_MAX_RUN_NAME} letters, digits, '-', '_' and '.'")
@@ -58,8 +60,12 @@ class Storage:
     """The pyarrow file system."""
 
     @classmethod
-    def from_uri(cls, uri: str | os.PathLike[str]) -> Storage:
+    def from_uri(cls, uri: str | os.PathLike[str], name: str = "storage_path") -> Storage:
         """Open a place by its path (`~` and relative paths are resolved) or its URI.
+
+        Args:
+            uri: The path or URI.
+            name: Option that holds it, for the error message.
 
         Raises:
             UserError: No file system goes by the URI's scheme, or it cannot be set up.
@@ -73,7 +79,7 @@ class Storage:
                 return cls(text.rstrip("/"), path.rstrip("/"), filesystem)
             filesystem, path = fsspec.core.url_to_fs(text)
         except (ValueError, ImportError, OSError) as error:
-            raise UserError(f"storage_path {text!r} cannot be opened ({_reason(error)}): give a path or URI") from None
+            raise UserError(f"{name} {text!r} cannot be opened ({_reason(error)}): give another path or URI") from None
         if isinstance(filesystem, LocalFileSystem):
             return cls._local(path)
         wrapped = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
@@ -121,6 +127,14 @@ class Storage:
     def exists(self) -> bool:
         """Return whether a file or folder is here."""
         return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+
+    def is_readable(self) -> bool:
+        """Return whether a file is here that can be opened."""
+        try:
+            self.filesystem.open_input_file(self.path).close()
+        except Exception:  # file systems raise errors of many kinds
+            return False
+        return True
 
     def is_dir(self) -> bool:
         """Return whether a folder is here."""
@@ -268,6 +282,8 @@ class Storage:
 
 def _reason(error: BaseException) -> str:
     """Return what an error says in one short line, without the path that the caller names anyway."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "there is a file where a folder has to be"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0][:300]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -61,9 +62,25 @@ def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, 
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
             ),
         )
-        result = trainer.fit().return_value
+        with _interrupt_as_usual():
+            result = trainer.fit().return_value
     scratch.delete()
     return result
+
+
+@contextmanager
+def _interrupt_as_usual() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, here and afterwards: Ray stops the workers, but then exits with status 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

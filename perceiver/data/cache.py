@@ -33,7 +33,7 @@ def cached_folder(cache_dir: str, name: str, build: Callable[[Path], None]) -> P
         root.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.lock").touch()
     except OSError as error:
-        raise UserError(f"cache_dir {cache_dir} cannot be written ({error}): choose another folder") from None
+        raise UserError(f"cache_dir {cache_dir} cannot be written ({error.strerror}): choose another folder") from None
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         if not _is_intact(folder):

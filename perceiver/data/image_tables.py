@@ -16,6 +16,8 @@ from perceiver.data.raw_images import IntArray, Pixels, RawImages, RawSource, Ra
 from perceiver.data.sources import class_names_of, encode_labels, load_splits, one_line
 from perceiver.errors import UserError
 
+_FORMS = "a folder in the hub's layout, of class folders or of idx files, or digits"
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -68,7 +70,7 @@ def find_tables(config: ImageDataConfig) -> RawSource:
     Raises:
         UserError: There is no such data set, or it lacks the training split or a column.
     """
-    splits = load_splits(config.path)
+    splits = load_splits(config.path, _FORMS)
     if "train" not in splits:
         raise UserError(f"{config.path} has the splits {', '.join(splits)}, but needs one named train: rename one")
     tables = {name: _table(splits[name], config, name) for name in ("train", "test") if name in splits}

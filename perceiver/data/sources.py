@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from perceiver.errors import UserError
 from perceiver.random import Stream, permutation
 
 FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 _HUB_TIMEOUT_S = 8.0
 _SPLIT_SEED = 0  # subsets are the same whatever the seed of a run
 
@@ -28,31 +30,37 @@ def is_local(path: str) -> bool:
     Raises:
         UserError: If it can only mean a local file or folder, and does not exist.
     """
-    if Path(path).expanduser().exists():
+    if not path.strip():
+        raise UserError("path is empty: name a file, a folder or a data set of the hub")
+    if Path(os.path.expanduser(path)).exists():  # Path's own expanduser refuses an unknown user
         return True
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(FILE_SUFFIXES):
         raise UserError(f"{path} does not exist: correct the path (relative ones start from {Path.cwd()})")
     return False
 
 
-def load_splits(path: str, local_forms: str = "a folder in the hub's layout") -> datasets.DatasetDict:
+def load_splits(path: str, forms: str) -> datasets.DatasetDict:
     """Load all splits of a data set of the hub, or of a local folder in the hub's layout.
 
     Args:
         path: Folder, or name on the hub.
-        local_forms: What else path may be, for the message that the hub cannot be reached.
+        forms: What path may be locally, for the message that there is no such data set.
 
     Raises:
         UserError: If there is no such data set, it cannot be read, or the hub cannot be reached.
     """
     with quiet_datasets():
         if not is_local(path):
-            return _load_from_hub(path, local_forms)
+            return _load_from_hub(path, forms)
         try:
             return datasets.load_dataset(str(Path(path).expanduser().resolve()))
         except Exception as error:  # whatever the readers of the many formats raise
             cause = one_line(error.__cause__ or error)
-            raise UserError(f"{path} cannot be read as a folder in the hub's layout: {cause}") from error
+            if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):
+                raise UserError(f"{path} has a split without rows: add rows or remove its file") from error
+            raise UserError(
+                f"{path} cannot be read as a folder in the hub's layout: {cause}: mend it, or set path to {forms}"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -63,7 +71,7 @@ def quiet_datasets() -> Iterator[None]:
     had_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -81,10 +89,13 @@ def require_columns(names: Iterable[str], columns: Iterable[str], where: str) ->
         columns: Columns that are needed.
         where: What to call the table in the error message.
     """
-    names = list(names)
+    names, columns = list(names), list(columns)
     for column in columns:
         if column not in names:
-            raise UserError(f"{where} has no column {column}: set its name, one of {', '.join(names)}")
+            shown = ", ".join(names)
+            raise UserError(f"{where} has no column {column}: set text_column or label_column to one of {shown}")
+    if len(set(columns)) < len(columns):
+        raise UserError(f"text_column and label_column are both {column}: set them to different columns of {where}")
 
 
 def class_names_of(split: datasets.Dataset, column: str, where: str) -> tuple[str, ...]:
@@ -96,15 +107,20 @@ def class_names_of(split: datasets.Dataset, column: str, where: str) -> tuple[st
         where: What to call the split in an error message.
 
     Raises:
-        UserError: If the column cannot hold labels, or its integers do not run from 0.
+        UserError: If the column cannot hold labels, its integers do not run from 0, or there is one class alone.
     """
     feature = split.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    labels = _labels_as_names(split, column, where)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else _names_in_use(split, column, where)
+    if len(names) < 2 and len(split):
+        raise UserError(f"{where}: column {column} knows only the class {names[0]}: a classifier needs 2 or more")
+    return names
+
+
+def _names_in_use(split: datasets.Dataset, column: str, where: str) -> tuple[str, ...]:
+    labels = pc.unique(_labels_as_names(split, column, where)).to_pylist()
     if not pa.types.is_integer(split.data.column(column).type):
-        return tuple(sorted(pc.unique(labels).to_pylist()))
-    found = sorted(int(label) for label in pc.unique(labels).to_pylist())
+        return tuple(sorted(labels))
+    found = sorted(map(int, labels))
     if found != list(range(len(found))):
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
         raise UserError(f"{where}: column {column} holds the labels {shown}: number the classes 0, 1, 2, ...")
@@ -128,7 +144,9 @@ def encode_labels(split: datasets.Dataset, column: str, class_names: tuple[str, 
     row = pc.index(classes.is_null(), True).as_py()
     if row >= 0:
         label, known = labels[row].as_py(), ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
-        raise UserError(f"{where}, row {row + 1}: {column} is {label!r}, but the training split's labels are {known}")
+        raise UserError(
+            f"{where}, row {row + 1}: {column} is {label!r}, but the training split's labels are {known}: correct it"
+        )
     return classes.cast(pa.int64())
 
 
@@ -184,7 +202,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _load_from_hub(name: str, local_forms: str) -> datasets.DatasetDict:
+def _load_from_hub(name: str, forms: str) -> datasets.DatasetDict:
     reason = _why_unreachable(name)
     if reason is None:
         try:
@@ -197,7 +215,7 @@ def _load_from_hub(name: str, local_forms: str) -> datasets.DatasetDict:
     except Exception as error:
         raise UserError(
             f"{name} is neither a local path nor in the cache, and the hub cannot be reached ({reason}): go online, or "
-            f"set path to {local_forms}"
+            f"set path to {forms}"
         ) from error
 
 

@@ -30,6 +30,11 @@ def test_word_order_counts():
     assert result["tfidf_logistic_regression"] == 1.0
 
 
+@pytest.mark.parametrize(("train", "labels"), [(["good film"], [1]), (["a", "b"], [0, 1])])
+def test_too_little_to_train_on_leaves_the_majority(train, labels):
+    assert text_baselines(train, labels, ["a film"], [labels[0]]) == {"majority": 1.0}
+
+
 @pytest.mark.slow
 def test_imdb_reviews(real_data):
     import datasets

@@ -46,7 +46,7 @@ def names(store: CheckpointStore) -> list[int]:
 
 def test_what_is_saved_is_loaded(storage: Storage) -> None:
     store = CheckpointStore(storage)
-    state = {"weights": torch.randn(3, 2), "nested": {"lr": [0.1, None], "name": "adam"}}
+    state: dict[str, Any] = {"weights": torch.randn(3, 2), "nested": {"lr": [0.1, None], "name": "adam"}}
     where = Position(step=12, epoch=1, batch=2, seconds=3.25, metrics={"val_loss": 0.5, "val_samples": 9.0})
     store.save(state, where)
     loaded = store.load(where)
@@ -136,15 +136,15 @@ def test_new_checkpoints_outlive_damaged_ones_of_later_steps(folder: Path) -> No
 
 
 def test_pickled_objects_are_refused(folder: Path) -> None:
-    class_of_no_tensor = fill(local_store(folder), position(10))
+    store = fill(local_store(folder), position(10))
     checkpoint = folder / "step-000000010"
     torch.save({"state_dict": Path("/")}, checkpoint / STATE)
     facts = json.loads((checkpoint / MANIFEST).read_text())
     del facts["files"]
     write_manifest(checkpoint, **facts)
-    assert class_of_no_tensor.newest() == position(10), "the manifest fits, so that only the content is wrong"
+    assert store.newest() == position(10), "the manifest fits, so that only the content is wrong"
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
-        class_of_no_tensor.load(position(10))
+        store.load(position(10))
 
 
 def test_lightning_saves_loads_and_removes_by_name(folder: Path) -> None:

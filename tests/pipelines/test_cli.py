@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_help_gives_default_and_meaning_of_every_option(verb: str, capsys: pytes
     with pytest.raises(SystemExit, match="0"):
         parse([verb, "-h"])
     entries = capsys.readouterr().out.split("\n  --")[1:]
-    leaves = [entry for entry in entries if not entry.split("\n")[0].split()[1:2] == ["CONFIG"]]
+    leaves = [entry for entry in entries if entry.split("\n")[0].split()[1:2] != ["CONFIG"]]
     assert len(leaves) > 40
     for entry in leaves:
         if entry.startswith(("config", "print_config")):
@@ -93,6 +94,18 @@ def test_mistakes_are_one_line_and_status_two(
     assert captured.err.startswith("error: ")
     assert expected in captured.err
     assert captured.out == ""
+
+
+def readme_commands() -> list[list[str]]:
+    """Return the words of each command line of the README that runs a pipeline."""
+    lines = (CONFIGS.parents[1] / "README.md").read_text().splitlines()
+    commands = [shlex.split(line)[3:] for line in lines if line.startswith("python -m pipelines ")]
+    return [[word.replace("pipelines/configs", str(CONFIGS)) for word in command] for command in commands]
+
+
+@pytest.mark.parametrize("argv", readme_commands(), ids=" ".join)
+def test_commands_of_the_readme_parse(argv: list[str]) -> None:
+    assert isinstance(parse(argv), Command | ConvertCommand)
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS_PER_EPOCH = 57  # ceil(450 / 8)
+STEPS_PER_EPOCH = 63  # ceil(500 / 8)
 EPOCHS = 3
 
 

@@ -87,7 +87,7 @@ def test_columns_have_the_names_that_are_set(tmp_path: Path, name: str) -> None:
     frame = table().rename(columns={"text": "review", "label": "stars"})
     FORMATS[name](frame, tmp_path / name)
     assert len(load(tmp_path / name, text_column="review", label_column="stars").train) == 18
-    refuse(r"no column text: set its name, one of review, stars", tmp_path / name)
+    refuse(r"no column text: set text_column or label_column to one of review, stars", tmp_path / name)
 
 
 def test_words_for_null_and_numbers_are_texts(tmp_path: Path) -> None:
@@ -199,7 +199,10 @@ BAD_FILES = {
     "nothing.csv": ("", "nothing.csv is not a table"),
     "empty.jsonl": ("", "empty.jsonl is empty"),
     "ragged.csv": ("text,label\na,0\nb,1,2\n", "not a table of comma-separated values"),
-    "no_label.csv": ("text,sentiment\na,0\n", "no column label: set its name, one of text, sentiment"),
+    "no_label.csv": (
+        "text,sentiment\na,0\n",
+        "no column label: set text_column or label_column to one of text, sentiment",
+    ),
     "float.csv": ("text,label\na,0.5\nb,1\n", "column label holds double values"),
     "missing.csv": ("text,label\na,0\nb,\nc,1\n", "missing.csv, row 2: label is missing"),
     "nameless.csv": ("text,label\na,good\nb,\nc,bad\n", "nameless.csv, row 2: label is missing"),
