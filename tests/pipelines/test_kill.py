@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,27 @@ def command(tmp_path: Path, run_name: str, num_workers: int) -> list[str]:
     return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
+Start = Callable[[list[str]], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.fixture
+def start(log: Path) -> Iterator[Start]:
+    """Start commands whose output goes to the log; none outlives the test."""
+    processes = []
+
+    def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
 
 
 def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], deadline: float = 150.0) -> int:
@@ -58,15 +77,15 @@ def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], de
     raise AssertionError(f"no step {step} within {deadline} s")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "num_workers", [pytest.param(0, id="in-process"), pytest.param(1, id="ray-worker", marks=pytest.mark.slow)]
 )
-def test_killed_run_ends_with_the_same_weights(tmp_path: Path, num_workers: int) -> None:
+def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start: Start, num_workers: int) -> None:
     whole, killed = tmp_path / "runs" / "whole" / "mlm", tmp_path / "runs" / "killed" / "mlm"
-    log = tmp_path / "log.txt"
-    assert start(command(tmp_path, "whole", num_workers), log).wait(300) == 0, log.read_text()
+    assert start(command(tmp_path, "whole", num_workers)).wait(300) == 0, log.read_text()
 
-    process = start(command(tmp_path, "killed", num_workers), log)
+    process = start(command(tmp_path, "killed", num_workers))
     step = wait_for_step(killed / "metrics.jsonl", STEPS_PER_EPOCH + 15, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
@@ -75,7 +94,7 @@ def test_killed_run_ends_with_the_same_weights(tmp_path: Path, num_workers: int)
     assert json.loads((killed / "stage.json").read_text())["status"] == "running"
     assert not (killed / "model").exists()
 
-    assert start(command(tmp_path, "killed", num_workers), log).wait(300) == 0, log.read_text()
+    assert start(command(tmp_path, "killed", num_workers)).wait(300) == 0, log.read_text()
     assert "goes on from its newest checkpoint" in log.read_text()
     assert (killed / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
     assert losses(killed) == losses(whole)
