@@ -60,7 +60,7 @@ class Progress:
                 self.epoch_end(events["epoch_end"])
             if "fills" in events:
                 self.fills(events["fills"])
-            self._show(urgent=changed and self._state.get("phase") == "starting")
+            self._show(urgent=changed and self._state.get("phase") in ("starting", "testing"))
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
@@ -74,9 +74,9 @@ class Progress:
         """Show the metrics of the validation that ended an epoch.
 
         Args:
-            record: The validation's record or metrics; `val_loss`, `val_accuracy` and the like are shown.
+            record: The validation's record; its `val_loss` and `val_accuracy` are shown.
         """
-        metrics = [f"{key} {value:.4f}" for key, value in record.items() if key.startswith("val_")]
+        metrics = [f"{key} {record[key]:.4f}" for key in ("val_loss", "val_accuracy") if key in record]
         self.message("  ".join([*self._where(), *metrics]))
 
     def fills(self, samples: Sequence[Mapping[str, Any]]) -> None:
