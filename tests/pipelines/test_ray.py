@@ -56,7 +56,9 @@ def test_two_workers_leave_the_journal_and_the_model_of_one_process(tmp_path: Pa
             assert ours[name] == expected, name
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (two, one))
     assert ours.keys() == theirs.keys()
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-4
+    # The bias of keys cancels in the softmax: its gradient is rounding noise, which Adam blows up to whole steps.
+    compared = [name for name in ours if not name.endswith("k_proj.bias")]
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in compared) < 1e-4
     assert not (two / ".ray").exists()
 
 
