@@ -9,11 +9,12 @@ from typing import Any
 from perceiver.data.text import split_text
 from pipelines.cli import Command
 from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig
-from pipelines.mlflow_sink import tracking_uri, without_secrets
 from pipelines.pipeline import Pipeline, StageOutcome
 from pipelines.progress import Progress, SummaryRow, print_summary
 from pipelines.sentiment import baselines
+from pipelines.sink import PipelineRun
 from pipelines.storage import Storage
+from pipelines.tracking import viewing_commands
 
 _BASELINE_NAMES = {
     "majority": "baseline: commonest class",
@@ -68,13 +69,7 @@ def _row(outcome: StageOutcome) -> SummaryRow:
 
 def _commands(pipeline: Pipeline, outcomes: list[StageOutcome]) -> dict[str, str]:
     """Return the commands that open the results, by what they open."""
-    commands = {}
-    tracking = pipeline.run.tracking
-    if tracking.mlflow:
-        uri = without_secrets(tracking_uri(tracking, pipeline.storage))
-        commands["MLflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    if tracking.tensorboard:
-        commands["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(pipeline.folder))}"
+    commands = viewing_commands(PipelineRun(pipeline.storage, pipeline.run.run_name, pipeline.run.tracking))
     last = outcomes[-1]
     if last.folder.is_local:
         use = _use(pipeline.stages[last.name], f"{last.folder}/model")
