@@ -9,9 +9,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from perceiver.grid import GridInputs
+from perceiver.loss import linear_cross_entropy
 from perceiver.position import fourier_features, grid_coordinates
 
 
@@ -30,6 +33,11 @@ class InputAdapter(nn.Module):
         """Turn a batch of data into inputs (B, M, C)."""
         raise NotImplementedError
 
+    def inputs(self, x: Tensor) -> Tensor | GridInputs:
+        """Return what forward returns, in parts where the encoder can make use of them; by default as it is."""
+        result: Tensor = self(x)
+        return result
+
 
 class OutputAdapter(nn.Module):
     """Turns decoded outputs into predictions.
@@ -45,6 +53,10 @@ class OutputAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn decoded outputs (..., E), all or a selection of them, into predictions."""
         raise NotImplementedError
+
+    def cross_entropy(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the cross-entropies of predictions from outputs (T, E), given labels (T,)."""
+        return F.cross_entropy(self(x).float(), labels, reduction="sum")
 
 
 class ImageInputAdapter(InputAdapter):
@@ -70,10 +82,14 @@ class ImageInputAdapter(InputAdapter):
         Raises:
             ValueError: If the images have another shape.
         """
+        pixels, positions = self.inputs(x)
+        return torch.cat([pixels, repeat(positions, "m c -> b m c", b=x.shape[0])], dim=-1)
+
+    def inputs(self, x: Tensor) -> GridInputs:
+        """Return pixels and positions apart; see forward."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(f"images have the shape {tuple(x.shape[1:])}, but must have {self.image_shape}")
-        pixels = rearrange(x, "b ... c -> b (...) c")
-        return torch.cat([pixels, repeat(self.position_encoding, "m c -> b m c", b=x.shape[0])], dim=-1)
+        return GridInputs(rearrange(x, "b ... c -> b (...) c"), self.position_encoding)
 
 
 class TextInputAdapter(InputAdapter):
@@ -157,3 +173,7 @@ class TextOutputAdapter(OutputAdapter):
     def forward(self, x: Tensor) -> Tensor:
         """Turn outputs (..., E) into logits (..., vocab_size)."""
         return self.linear(x)
+
+    def cross_entropy(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the cross-entropies of tokens; see OutputAdapter.cross_entropy."""
+        return linear_cross_entropy(x, self.linear, labels)

@@ -10,8 +10,9 @@ Letters in the shapes of this package:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -26,6 +27,28 @@ class KeyValue(NamedTuple):
     """(B, H, M, query and key channels per head)."""
     values: Tensor
     """(B, H, M, value channels per head)."""
+
+    def attend(self, q: Tensor, pad_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
+        """Let queries (B or 1, H, Q, channels per head) attend to the inputs; see perceiver.attention.attend."""
+        return attend(q.expand(len(self.keys), -1, -1, -1), self.keys, self.values, pad_mask, dropout_p)
+
+
+class ProjectedInputs(Protocol):
+    """Inputs ready to be attended to, any number of times, in whatever form."""
+
+    def attend(self, q: Tensor, pad_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
+        """Let queries (B or 1, H, Q, channels per head) attend; returns (B, H, Q, value channels per head)."""
+
+
+def packed_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Apply linear layers to the same input (..., C) by one product instead of one each.
+
+    Their weights stay apart, so that a layer's initial values, its name in checkpoints and its weight decay do not
+    depend on what is computed together. MEASURED
+    """
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
@@ -105,22 +128,30 @@ class MultiHeadAttention(nn.Module):
 
     def project_kv(self, x_kv: Tensor) -> KeyValue:
         """Project inputs (B, M, C) to keys and values."""
-        return KeyValue(self._split_heads(self.k_proj(x_kv)), self._split_heads(self.v_proj(x_kv)))
+        return KeyValue(*map(self._split_heads, packed_linear(x_kv, self.k_proj, self.v_proj)))
 
-    def forward(self, x_q: Tensor, kv: KeyValue, pad_mask: Tensor | None = None) -> Tensor:
+    def attend_to_itself(self, x: Tensor) -> Tensor:
+        """Let inputs (B, N, X), which are the queries too, attend to each other: (B, N, output channels)."""
+        q, k, v = map(self._split_heads, packed_linear(x, self.q_proj, self.k_proj, self.v_proj))
+        return self._attend(q, KeyValue(k, v))
+
+    def forward(self, x_q: Tensor, kv: ProjectedInputs, pad_mask: Tensor | None = None) -> Tensor:
         """Let queries attend to projected inputs.
 
         Args:
-            x_q: What is projected to queries (B, Q, X).
-            kv: Result of project_kv for the inputs (B, M, C).
+            x_q: What is projected to queries (B, Q, X), or (1, Q, X) where all rows of the batch have the same.
+            kv: Inputs (B, M, C), projected, as project_kv does.
             pad_mask: Bool (B, M), True where an input is padding.
 
         Returns:
             (B, Q, output channels).
         """
-        q = self._split_heads(self.q_proj(x_q))
-        result = attend(q, kv.keys, kv.values, pad_mask, self.dropout if self.training else 0.0)
-        return self.out_proj(rearrange(result, "b h q c -> b q (h c)"))
+        return self._attend(self._split_heads(self.q_proj(x_q)), kv, pad_mask)
+
+    def _attend(self, q: Tensor, kv: ProjectedInputs, pad_mask: Tensor | None = None) -> Tensor:
+        result = kv.attend(q, pad_mask, self.dropout if self.training else 0.0)
+        output: Tensor = self.out_proj(rearrange(result, "b h q c -> b q (h c)"))
+        return output
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h c) -> b h n c", h=self.num_heads)
@@ -182,8 +213,17 @@ class CrossAttentionLayer(nn.Module):
         """Normalize inputs (B, M, C) and project them to keys and values, for any number of calls of the layer."""
         return self.attention.project_kv(self.kv_norm(inputs))
 
-    def forward(self, x: Tensor, kv: KeyValue, pad_mask: Tensor | None = None) -> Tensor:
-        """Update queries (B, Q, X) from projected inputs; pad_mask is bool (B, M), True = padding."""
+    def forward(self, x: Tensor, kv: ProjectedInputs, pad_mask: Tensor | None = None) -> Tensor:
+        """Update queries from projected inputs.
+
+        Args:
+            x: Queries (B, Q, X), or (1, Q, X) where all rows of the batch have the same.
+            kv: Inputs (B, M, C), projected.
+            pad_mask: Bool (B, M), True where an input is padding.
+
+        Returns:
+            (B, Q, X).
+        """
         attended = self.dropout(self.attention(self.q_norm(x), kv, pad_mask))
         x = x + attended if self.query_residual else attended
         return x + self.dropout(self.mlp(x))
@@ -220,6 +260,5 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Update latents (B, N, D)."""
-        normalized = self.norm(x)
-        x = x + self.dropout(self.attention(normalized, self.attention.project_kv(normalized)))
+        x = x + self.dropout(self.attention.attend_to_itself(self.norm(x)))
         return x + self.dropout(self.mlp(x))

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from torch import Tensor, nn
 
 from perceiver.adapter import InputAdapter, OutputAdapter
-from perceiver.attention import CrossAttentionLayer, SelfAttentionLayer
+from perceiver.attention import CrossAttentionLayer, ProjectedInputs, SelfAttentionLayer
 from perceiver.config import DecoderConfig, EncoderConfig
+from perceiver.grid import GridInputs
 from perceiver.masking import IGNORED_LABEL, TextMasking, pack_selection
 
 __all__ = ["PerceiverDecoder", "PerceiverEncoder", "PerceiverIO", "PerceiverMLM", "TextMasking"]
@@ -138,20 +138,24 @@ class PerceiverEncoder(nn.Module):
         Returns:
             Latents (B, N, D).
         """
-        inputs = self.input_adapter(x)  # (B, M, C)
-        latents = repeat(self.latents, "n d -> b n d", b=inputs.shape[0])
-        latents = self.cross_attention_1(latents, self.cross_attention_1.project(inputs), pad_mask)
+        inputs = self.input_adapter.inputs(x)  # (B, M, C), whole or in parts
+        kv = _project(self.cross_attention_1, inputs)
+        latents = self.cross_attention_1(self.latents[None], kv, pad_mask)  # the first queries are the same for all
         latents = self.self_attention_1(latents)
         if self.self_attention_n is None:
             return latents
 
         if self.cross_attention_n is not None:
-            kv = self.cross_attention_n.project(inputs)
+            kv = _project(self.cross_attention_n, inputs)
         for _ in range(self.num_shared_layers):
             if self.cross_attention_n is not None:
                 latents = self.cross_attention_n(latents, kv, pad_mask)
             latents = self.self_attention_n(latents)
         return latents
+
+
+def _project(layer: CrossAttentionLayer, inputs: Tensor | GridInputs) -> ProjectedInputs:
+    return inputs.project(layer) if isinstance(inputs, GridInputs) else layer.project(inputs)
 
 
 class PerceiverDecoder(nn.Module):
@@ -202,7 +206,8 @@ class PerceiverDecoder(nn.Module):
 
         Args:
             latents: (B, N, D).
-            query_indices: Long (B, K), the outputs wanted (none: all of them, in order).
+            query_indices: Long (B, K), the outputs wanted, or (1, K), the same for all rows of the batch (none: all
+                of them, in order).
 
         Returns:
             (B, K, E), K being O if all outputs are wanted.
@@ -212,9 +217,7 @@ class PerceiverDecoder(nn.Module):
         """
         if tuple(latents.shape[1:]) != self.latent_shape:
             raise ValueError(f"latents have the shape {tuple(latents.shape[1:])}, but must have {self.latent_shape}")
-        if query_indices is None:
-            query_indices = torch.arange(len(self.queries), device=latents.device).expand(latents.shape[0], -1)
-        queries = F.embedding(query_indices, self.queries)  # (B, K, E)
+        queries = self.queries[None] if query_indices is None else F.embedding(query_indices, self.queries)
         return self.cross_attention(queries, self.cross_attention.project(latents))
 
     def forward(self, latents: Tensor, query_indices: Tensor | None = None) -> Tensor:
@@ -269,11 +272,11 @@ class PerceiverMLM(nn.Module):
         labels = None
         if masking:
             x, labels = self.masking(x, pad_mask)
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape)
+        positions = torch.arange(x.shape[1], device=x.device)[None]
         return self.decoder(self.encoder(x, pad_mask), positions), labels
 
-    def masked_logits(self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict only the tokens that have a label, which is all that the loss needs.
+    def decode_masked(self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Decode only the tokens that have a label, which is all that the loss needs.
 
         Args:
             x_masked: Tokens (B, M), some of them hidden.
@@ -281,9 +284,15 @@ class PerceiverMLM(nn.Module):
             pad_mask: Bool (B, M), True where a token is padding.
 
         Returns:
-            Logits (T, vocab_size) and labels (T,) of the T tokens that have one, row by row; T may be 0.
+            Decoded outputs (T, E) and labels (T,) of the T tokens that have one, row by row; T may be 0. The
+            decoder's output adapter turns them into logits, or a loss.
         """
         has_label = labels != IGNORED_LABEL
         selection = pack_selection(has_label)
         decoded = self.decoder.decode(self.encoder(x_masked, pad_mask), selection.indices)  # (B, K, E)
-        return self.decoder.output_adapter(decoded[selection.is_real]), labels[has_label]
+        return decoded[selection.is_real], labels[has_label]
+
+    def masked_logits(self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits (T, vocab_size) and labels (T,) of the tokens that have a label; see decode_masked."""
+        decoded, labels = self.decode_masked(x_masked, labels, pad_mask)
+        return self.decoder.output_adapter(decoded), labels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 
 from perceiver.config import OptimizerConfig
-from perceiver.optim import build_optimizer, schedule_factor
+from perceiver.optim import build_optimizer, can_fuse, schedule_factor
 from perceiver.random import step_seed
 
 Batch = dict[str, Tensor]
@@ -22,12 +22,22 @@ class LossTerms(NamedTuple):
     Attributes:
         total: Sum of the losses of all terms, a scalar with gradient.
         num_terms: Number of terms, a scalar.
-        predictions: Predicted class of each term, (T,).
-        labels: True class of each term, (T,); -100 where there is none.
     """
 
     total: Tensor
     num_terms: Tensor
+
+
+class Evaluation(NamedTuple):
+    """A loss before it is divided, and the predictions that training has no use for.
+
+    Attributes:
+        loss: The loss.
+        predictions: Predicted class of each term, (T,).
+        labels: True class of each term, (T,); -100 where there is none.
+    """
+
+    loss: LossTerms
     predictions: Tensor
     labels: Tensor
 
@@ -63,12 +73,30 @@ class Task(pl.LightningModule):
         """Return the undivided loss of this worker's part of a batch."""
         raise NotImplementedError
 
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Return the undivided loss of this worker's part of a batch, and the predictions."""
+        raise NotImplementedError
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer and a schedule that advances with every step."""
-        optimizer = build_optimizer(self.model, self.optimizer_config)
+        fused = can_fuse(str(self.trainer.precision))
+        optimizer = build_optimizer(self.model, self.optimizer_config, fused)
         factor = schedule_factor(self.optimizer_config, self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Scale a large gradient down to the norm that is set.
+
+        Lightning would refuse where a fused optimizer meets bfloat16, as if its gradients were scaled like float16's.
+        """
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
@@ -89,10 +117,10 @@ class Task(pl.LightningModule):
         return sums[0], sums[1]
 
     def _evaluate(self, batch: Batch) -> None:
-        terms = self.loss_terms(batch)
-        self.mean_loss.update(terms.total / terms.num_terms.clamp(min=1), weight=terms.num_terms)
-        if terms.labels.numel():  # a short text may have no masked token
-            self.accuracy.update(terms.predictions, terms.labels)
+        loss, predictions, labels = self.evaluate(batch)
+        self.mean_loss.update(loss.total / loss.num_terms.clamp(min=1), weight=loss.num_terms)
+        if labels.numel():  # a short text may have no masked token
+            self.accuracy.update(predictions, labels)
         self.num_samples.update((batch["sample_ids"] >= 0).sum())
 
     def _report(self, prefix: str) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from perceiver.config import OptimizerConfig
+from perceiver.masking import IGNORED_LABEL
 from perceiver.model import PerceiverIO
-from perceiver.tasks.base import Batch, LossTerms, Task
+from perceiver.tasks.base import Batch, Evaluation, LossTerms, Task
 
 
 class Classifier(Task):
@@ -55,6 +56,10 @@ class Classifier(Task):
 
     def loss_terms(self, batch: Batch) -> LossTerms:
         """Sum of the cross-entropies of the samples; a term is a sample."""
+        return self.evaluate(batch).loss
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """The same, with the predicted class of each sample."""
         logits, labels = self.logits(batch), batch["labels"]
-        total = F.cross_entropy(logits.float(), labels, reduction="sum")
-        return LossTerms(total, (labels != -100).sum(), logits.argmax(dim=-1), labels)
+        total = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL)
+        return Evaluation(LossTerms(total, (labels != IGNORED_LABEL).sum()), logits.argmax(dim=-1), labels)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from perceiver.config import OptimizerConfig
 from perceiver.inference import Fills, fill_masks
 from perceiver.model import PerceiverMLM
-from perceiver.tasks.base import Batch, LossTerms, Task
+from perceiver.tasks.base import Batch, Evaluation, LossTerms, Task
+
+_EVALUATED_ROWS = 256
 
 
 class MaskedLanguageModel(Task):
@@ -50,9 +54,22 @@ class MaskedLanguageModel(Task):
 
     def loss_terms(self, batch: Batch) -> LossTerms:
         """Sum of the cross-entropies of the masked tokens; a term is a masked token."""
-        logits, labels = self.model.masked_logits(batch["input_ids"], batch["labels"], batch["pad_mask"])
-        total = F.cross_entropy(logits.float(), labels, reduction="sum")
-        return LossTerms(total, (labels != -100).sum(), logits.argmax(dim=-1), labels)
+        decoded, labels = self._decode(batch)
+        total = self.model.decoder.output_adapter.cross_entropy(decoded, labels)
+        return LossTerms(total, decoded.new_tensor(len(labels)))
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """The same, with the likeliest token for each masked one."""
+        decoded, labels = self._decode(batch)
+        total, predictions = decoded.new_zeros((), dtype=torch.float32), []
+        for rows, row_labels in zip(decoded.split(_EVALUATED_ROWS), labels.split(_EVALUATED_ROWS), strict=True):
+            logits = self.model.decoder.output_adapter(rows).float()  # (rows, vocab_size): for all at once a lot
+            total += F.cross_entropy(logits, row_labels, reduction="sum")
+            predictions.append(logits.argmax(dim=-1))
+        return Evaluation(LossTerms(total, total.new_tensor(len(labels))), torch.cat(predictions), labels)
+
+    def _decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.model.decode_masked(batch["input_ids"], batch["labels"], batch["pad_mask"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and fill the sample texts."""

@@ -9,8 +9,10 @@ from perceiver.tasks.classifier import Classifier
 
 
 class TextClassifier(Classifier):
-    """Classifies token sequences."""
+    """Classifies token sequences, or what a frozen encoder made of them before (see perceiver.data.encoded)."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logits (B, num_classes) of token ids (B, M)."""
+        """Return the logits (B, num_classes) of token ids (B, M) or of latents (B, N, D)."""
+        if "latents" in batch:
+            return self.model.decoder(batch["latents"])
         return self.model(batch["input_ids"], batch["pad_mask"])
