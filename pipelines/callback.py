@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from perceiver.config import TrainerConfig
+from perceiver.data.loader import ReadAheadLoader
 from perceiver.tasks.base import Task
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
 from pipelines.checkpoint import Position
@@ -49,6 +50,7 @@ class StageCallback(pl.Callback):
         self.started = started
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._flushed = time.monotonic()
+        self._waited = 0.0
         self._learning_rate = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,18 +131,27 @@ class StageCallback(pl.Callback):
             self.journal.write(record)
 
     def _flush(self, trainer: pl.Trainer) -> None:
-        """Write the pending steps, with the rate of samples since the last flush."""
+        """Write the pending steps, with the rate of samples and the share of time spent waiting for them."""
         if not self._pending:
             return
         now = time.monotonic()
-        rate = len(self._pending) * self.config.batch_size / max(now - self._flushed, 1e-9)
+        seconds = max(now - self._flushed, 1e-9)
+        rate = len(self._pending) * self.config.batch_size / seconds
+        rates = {"samples_per_second": round(rate, 2), "data_wait": round(self._take_wait(trainer) / seconds, 4)}
         loss = 0.0
         for record, step_loss in self._pending:
             loss = step_loss.item()
-            self._write({**record, "loss": loss, "samples_per_second": round(rate, 2)})
+            self._write({**record, "loss": loss, **rates})
         self._pending.clear()
         self._flushed = now
         self._report(trainer, phase="training", loss=loss, samples_per_second=rate)
+
+    def _take_wait(self, trainer: pl.Trainer) -> float:
+        """Return the seconds for which training waited for data since the last look."""
+        loader = trainer.train_dataloader
+        assert isinstance(loader, ReadAheadLoader)
+        waited, self._waited = loader.seconds_waited - self._waited, loader.seconds_waited
+        return waited
 
     def _report(self, trainer: pl.Trainer, **state: Any) -> None:
         if not trainer.is_global_zero:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from perceiver.data.loader import ReadAheadLoader
 from perceiver.data.sampling import GlobalBatchSampler, Index, IntArray, Loading
 
 Batch = dict[str, Tensor]
@@ -97,23 +98,23 @@ class DataModule(LightningDataModule):
         """Global batches, and so optimizer steps, in a whole epoch."""
         return len(self._sampler(self.train, shuffle=True))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ReadAheadLoader:
         """Load the training samples, in a new order each epoch."""
         return self._loader(self.train, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> ReadAheadLoader:
         """Load the validation samples, always in the same order."""
         return self._loader(self.validation, shuffle=False)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> ReadAheadLoader:
         """Load the test samples, always in the same order."""
         return self._loader(self.test, shuffle=False)
 
     def _sampler(self, source: BatchSource, shuffle: bool) -> GlobalBatchSampler:
         return GlobalBatchSampler(len(source), self.loading, shuffle, source.lengths, self.length_pool)
 
-    def _loader(self, source: BatchSource, shuffle: bool) -> DataLoader:
-        return DataLoader(
+    def _loader(self, source: BatchSource, shuffle: bool) -> ReadAheadLoader:
+        return ReadAheadLoader(
             source,
             batch_sampler=self._sampler(source, shuffle),
             collate_fn=_unchanged,

@@ -23,11 +23,8 @@ from perceiver.errors import UserError
 from perceiver.random import Stream
 
 NO_LABEL = -1
-_FORMAT = "1"  # of what the cache holds; a new number leaves old folders unused
+_FORMAT = "2"  # of what the cache holds; a new number leaves old folders unused
 _TOKENIZER_FILE, _TOKENS_FILE = "tokenizer.json", "tokens.arrow"
-_TOKEN_FEATURES = datasets.Features(
-    {"input_ids": datasets.List(datasets.Value("int32")), "length": datasets.Value("int32")}
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,10 @@ class SplitText:
 
 @dataclass(frozen=True)
 class TextData:
-    """The tokens of the texts that are used: input_ids (int32 list), length (int32) and label (int64)."""
+    """The tokens of the texts that are used: input_ids (uint16 list), length (int32) and label (int64).
+
+    A vocabulary of more than 65,536 tokens makes the ids uint32.
+    """
 
     class_names: tuple[str, ...]
     """Name of each class, in the order of the labels 0, 1, ...; empty if labels were not asked for."""
@@ -219,7 +219,7 @@ def _tokenized(split: datasets.Dataset, tokenizer: Tokenizer, config: TextDataCo
             batched=True,
             fn_kwargs={"tokenizer": _literal(tokenizer), "max_seq_len": config.max_seq_len},
             remove_columns="text",
-            features=_TOKEN_FEATURES,
+            features=_token_features(vocab_size_of(tokenizer)),
             cache_file_name=str(folder / _TOKENS_FILE),
             new_fingerprint=key,
         )
@@ -227,6 +227,11 @@ def _tokenized(split: datasets.Dataset, tokenizer: Tokenizer, config: TextDataCo
     folder = cached_folder(config.cache_dir, f"tokens-{key}", build)
     tokens = datasets.Dataset.from_file(str(folder / _TOKENS_FILE))
     return tokens.add_column("label", split.with_format("numpy")["label"][:], new_fingerprint=key)
+
+
+def _token_features(vocab_size: int) -> datasets.Features:
+    id_type = "uint16" if vocab_size <= 2**16 else "uint32"
+    return datasets.Features({"input_ids": datasets.List(datasets.Value(id_type)), "length": datasets.Value("int32")})
 
 
 def _literal(tokenizer: Tokenizer) -> Tokenizer:

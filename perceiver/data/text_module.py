@@ -58,7 +58,7 @@ class TextSource(BatchSource):
     lengths: IntArray
 
     def __init__(self, tables: Sequence[datasets.Dataset], masker: Masker | None = None) -> None:
-        """Lay the tokens of all texts end to end.
+        """Find each text's tokens in the files that hold them, which stay mapped.
 
         Args:
             tables: Tokenized texts with the columns input_ids, length and label; the ids of a table's samples follow
@@ -66,11 +66,15 @@ class TextSource(BatchSource):
             masker: Masks texts for a masked language model (none: classification).
         """
         columns = [table.with_format("arrow")[:] for table in tables]
-        texts = [chunk for column in columns for chunk in column["input_ids"].chunks]
-        self.tokens = np.concatenate([chunk.flatten().to_numpy() for chunk in texts])
+        chunks = [chunk for column in columns for chunk in column["input_ids"].chunks]
+        self.tokens = [chunk.flatten().to_numpy() for chunk in chunks]  # views of what the tables hold
         self.lengths = np.concatenate([column["length"].to_numpy() for column in columns]).astype(np.int64)
         self.labels = np.concatenate([column["label"].to_numpy() for column in columns])
-        self.starts = np.cumsum(self.lengths) - self.lengths
+        sizes = [len(chunk) for chunk in chunks]
+        self.chunk_of = np.repeat(np.arange(len(chunks)), sizes)
+        ends = np.cumsum(self.lengths)
+        first = np.concatenate([[0], np.cumsum([len(tokens) for tokens in self.tokens])])
+        self.starts = ends - self.lengths - first[self.chunk_of]
         self.masker = masker
 
     def __len__(self) -> int:
@@ -95,13 +99,12 @@ class TextSource(BatchSource):
         }
 
     def _pad(self, samples: IntArray) -> tuple[Tensor, Tensor]:
-        lengths = rearrange(self.lengths[samples], "b -> b 1")
-        positions = np.arange(lengths.max())
-        pad_mask = positions >= lengths
-        # Beyond its end a text runs into the next one, whose tokens are overwritten.
-        places = rearrange(self.starts[samples], "b -> b 1") + positions
-        input_ids = self.tokens.take(places, mode="clip").astype(np.int64)
-        input_ids[pad_mask] = PAD_TOKEN_ID
+        lengths = self.lengths[samples]
+        input_ids = np.full((len(samples), lengths.max()), PAD_TOKEN_ID, np.int64)
+        places = zip(self.chunk_of[samples].tolist(), self.starts[samples].tolist(), lengths.tolist(), strict=True)
+        for row, (chunk, start, length) in zip(input_ids, places, strict=True):
+            row[:length] = self.tokens[chunk][start : start + length]
+        pad_mask = np.arange(input_ids.shape[1]) >= rearrange(lengths, "b -> b 1")
         return torch.from_numpy(input_ids), torch.from_numpy(pad_mask)
 
 

@@ -85,4 +85,5 @@ def weights(folder: Path) -> bytes:
 def journal(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a stage without the times, which differ from run to run."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("time", "samples_per_second")} for record in records]
+    times = ("time", "samples_per_second", "data_wait")
+    return [{k: v for k, v in record.items() if k not in times} for record in records]

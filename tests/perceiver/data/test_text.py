@@ -95,7 +95,7 @@ def test_tokens_are_those_of_the_texts(config: TextDataConfig) -> None:
     for name in ("train", "validation", "test"):
         tokens, split = getattr(data, name), getattr(texts, name)
         assert tokens.features == {
-            "input_ids": datasets.List(datasets.Value("int32")),
+            "input_ids": datasets.List(datasets.Value("uint16")),
             "length": datasets.Value("int32"),
             "label": datasets.Value("int64"),
         }
