@@ -265,10 +265,14 @@ class TextDataConfig:
     loader_workers: int = 0
     """Processes that assemble batches, per training worker (0: the training process itself)."""
     cache_dir: str = "~/.cache/perceiver"
-    """Folder for trained tokenizers and tokenized texts."""
+    """Folder for trained tokenizers, tokenized texts and the latents that frozen encoders make of them."""
+    kept_latents_gb: float = 10.0
+    """Disk space in cache_dir for the latents of frozen encoders, in GB. They are kept, so that a frozen encoder reads
+    each text once; where they would take more space, it reads them in every epoch (0: always)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "limit", "max_seq_len", "length_pool")
+        _require(self.kept_latents_gb >= 0, "kept_latents_gb", self.kept_latents_gb, "0 or more")
         _require(self.vocab_size >= 4, "vocab_size", self.vocab_size, "4 or more")
         _require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "0 or more")
         _check_validation(self.validation)

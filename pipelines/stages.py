@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from tokenizers import Tokenizer
 
 from perceiver.build import build_model
@@ -20,12 +19,15 @@ from perceiver.config import (
     MaskedLanguageModelConfig,
     ModelConfig,
     TextClassifierConfig,
+    TextDataConfig,
 )
+from perceiver.data.encoded import EncodedTexts
 from perceiver.data.image_module import ImageDataModule
 from perceiver.data.images import prepare_images
+from perceiver.data.modules import DataModule
 from perceiver.data.sampling import Loading
 from perceiver.data.text import prepare_text
-from perceiver.data.text_module import TextDataModule
+from perceiver.data.text_module import TextDataModule, TextSource
 from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
@@ -40,7 +42,7 @@ from pipelines.storage import Storage
 
 # Settings that change where things lie or how fast they come, but not the result.
 _WITHOUT_EFFECT = {
-    "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers"),
+    "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers", "kept_latents_gb"),
     "trainer": ("checkpoint_every_n_steps",),
 }
 
@@ -177,19 +179,37 @@ def _check_same(section: str, source: Any, wanted: Any, init_from: str) -> None:
             )
 
 
-def build(config: StageConfig, prepared: Prepared, loading: Loading) -> tuple[Task, LightningDataModule]:
+def build(
+    config: StageConfig, prepared: Prepared, loading: Loading, device: torch.device | None = None
+) -> tuple[Task, DataModule]:
     """Build a stage's task and its data on a worker.
 
     Args:
         config: Settings of the stage.
         prepared: What the driver learned.
         loading: Which part of the data this worker reads, and from where on.
+        device: Device that the worker trains on (none: the CPU).
     """
     data = _build_data(config, prepared, loading)
     total_steps = data.steps_per_epoch * config.trainer.max_epochs
     torch.manual_seed(config.trainer.seed)
     model = build_model(prepared.model)
-    return _build_task(config, prepared, model, total_steps), data
+    task = _build_task(config, prepared, model, total_steps)
+    trains = loading.start_epoch < config.trainer.max_epochs
+    if isinstance(config, TextClassifierStageConfig) and config.freeze_encoder and trains:
+        _keep_latents(model, data, config.data, device or torch.device("cpu"))
+    return task, data
+
+
+def _keep_latents(
+    model: PerceiverIO | PerceiverMLM, data: DataModule, config: TextDataConfig, device: torch.device
+) -> None:
+    """Let the frozen encoder read each text that it would see in every epoch now, and never again."""
+    texts = EncodedTexts(
+        config.cache_dir, config.kept_latents_gb * 1e9, worker=data.loading.rank, num_workers=data.loading.world_size
+    )
+    sources = [source for source in (data.train, data.validation) if isinstance(source, TextSource)]
+    data.train, data.validation = texts.keep(model.encoder.eval(), sources, device)
 
 
 def _build_data(config: StageConfig, prepared: Prepared, loading: Loading) -> TextDataModule | ImageDataModule:

@@ -25,7 +25,7 @@ from perceiver.saving import save_model
 from perceiver.tasks.base import Task
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, TextClassifierStageConfig
 from pipelines.journal import JournalWriter
 from pipelines.stages import Prepared, build
 from pipelines.storage import Storage
@@ -76,7 +76,9 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         start_epoch=start.epoch,
         start_step=start.batch,
     )
-    task, data = build(plan.config, plan.prepared, loading)
+    if isinstance(plan.config, TextClassifierStageConfig) and plan.config.freeze_encoder and rank == 0:
+        report({"phase": "encoding the texts"})
+    task, data = build(plan.config, plan.prepared, loading, _device(world_size))
     with _journal(plan, start, rank) as journal, _pass_on_ctrl_c():
         callback = StageCallback(trainer_config, journal, report, start, started)
         trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
@@ -130,6 +132,18 @@ def _pass_on_ctrl_c() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+
+
+def _device(world_size: int) -> torch.device:
+    """Return the device that Lightning will train on."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size == 1:
+        return torch.device("cuda", 0)
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    return device
 
 
 def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callback: pl.Callback) -> pl.Trainer:

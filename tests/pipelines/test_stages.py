@@ -45,6 +45,7 @@ WITHOUT_EFFECT = {
     "data.tokenizer",
     "data.cache_dir",
     "data.loader_workers",
+    "data.kept_latents_gb",
     "trainer.checkpoint_every_n_steps",
     "init_from",
 }

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from perceiver.model import PerceiverEncoder
 from perceiver.saving import load_model
 from perceiver.tasks.base import Task
 from pipelines import worker
@@ -68,6 +69,12 @@ def image(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 @pytest.fixture(params=["mlm", "image"])
 def whole(request: pytest.FixtureRequest) -> Whole:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def frozen(cache: Path, mlm: Whole, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    config = text_classifier_config(cache, init_from=str(mlm.folder / "model"), freeze_encoder=True)
+    return run_whole(config, tmp_path_factory.mktemp("frozen"))
 
 
 def test_two_runs_are_alike_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
@@ -284,6 +291,52 @@ def test_what_is_reported_leads_up_to_the_last_step(image: Whole, tmp_path: Path
         assert (states[-1]["phase"], states[-1]["step"], states[-1]["epoch"]) == ("testing", STEPS, 2)
     steps = [state["step"] for state in states]
     assert steps == sorted(steps)
+
+
+def count_texts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of texts whenever an encoder reads some."""
+    counts: list[int] = []
+    forward = PerceiverEncoder.forward
+
+    def count(self: PerceiverEncoder, x: Any, *args: Any) -> Any:
+        counts.append(len(x))
+        return forward(self, x, *args)
+
+    monkeypatch.setattr(PerceiverEncoder, "forward", count)
+    return counts
+
+
+def test_frozen_encoder_reads_each_text_once_with_the_same_result(
+    frozen: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_texts_read(monkeypatch)
+    in_every_epoch = replace(frozen.config, data=replace(frozen.config.data, kept_latents_gb=0.0))
+    result = train(in_every_epoch, tmp_path / "every epoch")
+    assert sum(counts) == 2 * (56 + 56) + 56  # training and validation in each epoch, and the test
+
+    counts.clear()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    config = replace(frozen.config, data=replace(frozen.config.data, cache_dir=str(cache)))
+    train(config, tmp_path / "once")
+    assert sum(counts) == 56 + 56 + 56
+    assert weights(tmp_path / "once") == weights(frozen.folder)
+    varying = {"seconds"}
+    expected = {name: pytest.approx(value, rel=1e-5) for name, value in frozen.result.items() if name not in varying}
+    assert {name: value for name, value in result.items() if name not in varying} == expected
+
+
+def test_interrupted_frozen_stage_ends_like_the_whole_one(
+    frozen: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        after_hook("on_train_batch_end", 6)(patch)
+        with pytest.raises(Interrupted):
+            train(frozen.config, tmp_path, frozen.prepared)
+    counts = count_texts_read(monkeypatch)
+    train(frozen.config, tmp_path, frozen.prepared)
+    assert sum(counts) == 56  # the test's
+    assert weights(tmp_path) == weights(frozen.folder)
 
 
 def test_nothing_is_printed_and_nobody_is_warned(
