@@ -10,12 +10,14 @@ Letters in the shapes of this package:
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceiver.config import check_heads
 
@@ -65,14 +67,34 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None = None, drop
         (B, H, Q, value channels per head); zeros for a row of the batch that is padding throughout.
     """
     if pad_mask is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        return _fused_attention(q, k, v, None, dropout_p)
 
     # The softmax of a row with nothing to attend to is 0 / 0. What comes of it is up to the kernel; where it is NaN, so
     # are the gradients, even of a result that is thrown away. So such a row attends to everything, and then is zeroed.
     only_padding = rearrange(pad_mask.all(dim=1), "b -> b 1 1 1")
     may_attend = rearrange(~pad_mask, "b m -> b 1 1 m") | only_padding
-    result = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout_p)
+    result = _fused_attention(q, k, v, may_attend, dropout_p)
     return result.masked_fill(only_padding, 0.0)
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None, dropout_p: float) -> Tensor:
+    """Call torch's kernel; on a GPU, never the one that writes all attention weights to memory."""
+    with _fused_kernels_only() if needs_fused_kernel(q, v) else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout_p)
+
+
+def needs_fused_kernel(q: Tensor, v: Tensor) -> bool:
+    """Tell whether a GPU has a flash or a memory-efficient kernel for queries and values of this kind.
+
+    Both want channels per head that are a multiple of 8, and neither computes in float64. Where they apply, torch is
+    not allowed to use another one, so that a slow kernel can't creep in unseen.
+    """
+    has_channels = q.shape[-1] % 8 == 0 and v.shape[-1] % 8 == 0
+    return q.device.type == "cuda" and q.dtype != torch.float64 and has_channels
+
+
+def _fused_kernels_only() -> AbstractContextManager[None]:
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
 
 
 class MultiHeadAttention(nn.Module):

@@ -356,6 +356,9 @@ class TrainerConfig:
     """Seed of initial weights, sample order, masks and dropout."""
     precision: Precision = "auto"
     """Number format: auto is bf16-mixed on GPUs that have it and 32-true elsewhere."""
+    compile: bool = False
+    """Whether torch.compile compiles the self-attention blocks, which takes up to a minute at the start and a C++
+    compiler. It pays in long runs, most of all on GPUs."""
     gradient_clip_norm: float | None = None
     """Largest L2 norm of the gradient; a larger one is scaled down (null: no limit)."""
     checkpoint_every_n_steps: int = 200

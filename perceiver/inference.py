@@ -7,10 +7,10 @@ load("runs/sentiment/finetune/model").classify(["what a film", "what a mess"])
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from perceiver.errors import UserError
 from perceiver.masking import IGNORED_LABEL
 from perceiver.model import PerceiverIO, PerceiverMLM
 from perceiver.saving import load_model
+
+T = TypeVar("T")
 
 _UNK_ID, _MASK_ID = SPECIAL_TOKENS.index(UNK_TOKEN), SPECIAL_TOKENS.index(MASK_TOKEN)
 
@@ -147,7 +149,7 @@ class Predictor:
         model: PerceiverIO | PerceiverMLM,
         config: ModelConfig,
         tokenizer: Tokenizer | None = None,
-        batch_size: int = 64,
+        batch_size: int = 32,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but must be 1 or more")
@@ -168,9 +170,8 @@ class Predictor:
         """
         if not isinstance(self.model, PerceiverMLM):
             raise UserError("this model doesn't fill masks: load the model/ folder of an mlm stage")
-        texts, tokenizer = _checked_texts(texts), self._tokenizer()
-        batches = (texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size))
-        return [fills for batch in batches for fills in fill_masks(self.model, tokenizer, batch, k)]
+        model, tokenizer = self.model, self._tokenizer()
+        return self._in_batches(_checked_texts(texts), lambda batch: fill_masks(model, tokenizer, batch, k))
 
     def classify(self, inputs: Sequence[str] | np.ndarray) -> list[Prediction]:
         """Return the class of each text, or of each image.
@@ -186,14 +187,27 @@ class Predictor:
             raise UserError("this model doesn't classify: load the model/ folder of a classifier stage")
         if isinstance(config, TextClassifierConfig):
             inputs = _checked_texts(inputs)
-        rows: list[list[float]] = []
-        for start in range(0, len(inputs), self.batch_size):
-            arguments = self._arguments(inputs[start : start + self.batch_size])
-            with evaluating(self.model):
-                rows += self.model(*arguments).float().softmax(dim=-1).tolist()
+        rows = self._in_batches(inputs, self._probabilities)
         return [_prediction(config.class_names, row) for row in rows]
 
-    def _arguments(self, inputs: Sequence[str] | np.ndarray) -> tuple[Tensor, ...]:
+    def _in_batches(
+        self, inputs: Sequence[Any] | np.ndarray, predict: Callable[[list[Any]], list[T]]
+    ) -> list[T]:
+        """Predict for batches of inputs; of texts those of like length go together, so that there is little padding."""
+        lengths = [len(x) if isinstance(x, str) else 0 for x in inputs]
+        order = np.argsort(lengths, kind="stable").tolist()
+        results: dict[int, T] = {}
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            results |= zip(places, predict([inputs[place] for place in places]), strict=True)
+        return [results[place] for place in range(len(inputs))]
+
+    def _probabilities(self, inputs: Sequence[Any]) -> list[list[float]]:
+        with evaluating(self.model):
+            probabilities: list[list[float]] = self.model(*self._arguments(inputs)).float().softmax(dim=-1).tolist()
+        return probabilities
+
+    def _arguments(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Turn a batch of inputs into what the classifier is called with."""
         if isinstance(self.config, ImageClassifierConfig):
             arguments: tuple[Tensor, ...] = (_checked_images(inputs, self.config.image_shape),)
@@ -213,7 +227,7 @@ def _checked_texts(texts: Sequence[str] | np.ndarray) -> list[str]:
     return list(texts)
 
 
-def _checked_images(images: Sequence[str] | np.ndarray, image_shape: tuple[int, int, int]) -> Tensor:
+def _checked_images(images: Sequence[Any], image_shape: tuple[int, int, int]) -> Tensor:
     try:
         array = np.asarray(images, dtype=np.float32)
     except ValueError as error:
@@ -229,7 +243,7 @@ def _prediction(class_names: Sequence[str], probabilities: list[float]) -> Predi
     return {"label": class_names[best], "probability": probabilities[best], "probabilities": by_name}
 
 
-def load(folder: str | Path, batch_size: int = 64) -> Predictor:
+def load(folder: str | Path, batch_size: int = 32) -> Predictor:
     """Load a model folder for use.
 
     Args:

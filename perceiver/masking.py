@@ -80,12 +80,19 @@ class TextMasking(nn.Module):
 
 
 class Selection(NamedTuple):
-    """Positions that are selected in each row of a batch, packed to the left."""
+    """Positions that are selected in each row of a batch, packed to the left.
+
+    Whoever has one can gather what is selected without asking how much there is, for which a GPU would have to stop.
+    """
 
     indices: Tensor
     """(B, K): the row's selected positions in ascending order, then positions that only fill the row."""
-    is_real: Tensor
-    """Bool (B, K): True where the position was selected."""
+    places: Tensor
+    """(T,): where the T positions that were selected lie in `indices`, flattened."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return what of (B, K, ...) belongs to selected positions, row by row: (T, ...)."""
+        return x.flatten(0, 1).index_select(0, self.places)
 
 
 def pack_selection(selected: Tensor) -> Selection:
@@ -98,4 +105,4 @@ def pack_selection(selected: Tensor) -> Selection:
     # A stable sort of True before False keeps the positions of each row in order.
     indices = selected.long().argsort(dim=1, descending=True, stable=True)[:, :num_columns]
     is_real = torch.arange(num_columns, device=selected.device) < counts[:, None]
-    return Selection(indices, is_real)
+    return Selection(indices, is_real.flatten().nonzero().squeeze(1))

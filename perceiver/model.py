@@ -20,7 +20,7 @@ from perceiver.adapter import InputAdapter, OutputAdapter
 from perceiver.attention import CrossAttentionLayer, ProjectedInputs, SelfAttentionLayer
 from perceiver.config import DecoderConfig, EncoderConfig
 from perceiver.grid import GridInputs
-from perceiver.masking import IGNORED_LABEL, TextMasking, pack_selection
+from perceiver.masking import IGNORED_LABEL, Selection, TextMasking, pack_selection
 
 __all__ = ["PerceiverDecoder", "PerceiverEncoder", "PerceiverIO", "PerceiverMLM", "TextMasking"]
 
@@ -127,6 +127,15 @@ class PerceiverEncoder(nn.Module):
             widening_factor=config.cross_attention_widening_factor,
             dropout=dropout,
         )
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile compile the self-attention blocks, whose shapes, unlike those of the inputs, are fixed.
+
+        Names of parameters stay as they are.
+        """
+        for block in (self.self_attention_1, self.self_attention_n):
+            if block is not None:
+                block.compile()
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Encode a batch of data.
@@ -275,22 +284,24 @@ class PerceiverMLM(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)[None]
         return self.decoder(self.encoder(x, pad_mask), positions), labels
 
-    def decode_masked(self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode_masked(
+        self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decode only the tokens that have a label, which is all that the loss needs.
 
         Args:
             x_masked: Tokens (B, M), some of them hidden.
             labels: (B, M), IGNORED_LABEL where nothing is to be predicted.
             pad_mask: Bool (B, M), True where a token is padding.
+            selection: The tokens that have a label, where they are known already.
 
         Returns:
             Decoded outputs (T, E) and labels (T,) of the T tokens that have one, row by row; T may be 0. The
             decoder's output adapter turns them into logits, or a loss.
         """
-        has_label = labels != IGNORED_LABEL
-        selection = pack_selection(has_label)
+        selection = selection or pack_selection(labels != IGNORED_LABEL)
         decoded = self.decoder.decode(self.encoder(x_masked, pad_mask), selection.indices)  # (B, K, E)
-        return decoded[selection.is_real], labels[has_label]
+        return selection.take(decoded), selection.take(labels.gather(1, selection.indices))
 
     def masked_logits(self, x_masked: Tensor, labels: Tensor, pad_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits (T, vocab_size) and labels (T,) of the tokens that have a label; see decode_masked."""

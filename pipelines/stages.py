@@ -45,6 +45,7 @@ _WITHOUT_EFFECT = {
     "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers", "kept_latents_gb"),
     "trainer": ("checkpoint_every_n_steps",),
 }
+_HELD_BYTES = 2e9  # images that a GPU holds, so that no batch travels there
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,19 @@ def build(
         loading: Which part of the data this worker reads, and from where on.
         device: Device that the worker trains on (none: the CPU).
     """
+    device = device or torch.device("cpu")
     data = _build_data(config, prepared, loading)
     total_steps = data.steps_per_epoch * config.trainer.max_epochs
     torch.manual_seed(config.trainer.seed)
     model = build_model(prepared.model)
     task = _build_task(config, prepared, model, total_steps)
+    if config.trainer.compile:
+        model.encoder.compile_blocks()
     trains = loading.start_epoch < config.trainer.max_epochs
     if isinstance(config, TextClassifierStageConfig) and config.freeze_encoder and trains:
-        _keep_latents(model, data, config.data, device or torch.device("cpu"))
+        _keep_latents(model, data, config.data, device)
+    if isinstance(data, ImageDataModule) and device.type != "cpu":
+        data.hold(device, _HELD_BYTES)
     return task, data
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from perceiver.config import ImageDataConfig
 from perceiver.data.images import ImageData, ImageSplit
@@ -27,15 +27,20 @@ class ImageSource(BatchSource):
             crop_seed: Seed of random crops (none: crops are central).
         """
         self.split, self.config, self.crop_seed = split, config, crop_seed
+        self.held: Tensor | None = None
+
+    def hold(self, device: torch.device) -> None:
+        """Keep all images on a device, where batches are then assembled."""
+        self.held = torch.from_numpy(np.array(self.split.images)).to(device)
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
     def read(self, samples: IntArray, epoch: int) -> Batch:
         """Assemble a batch; see `BatchSource.read`."""
-        pixels = self._crop(samples, epoch).astype(np.float32) / 255
+        pixels = self._take(self._places(samples, epoch)).float() / 255
         x = pixels * 2 - 1 if self.config.normalize else pixels
-        return {"images": torch.from_numpy(x), "labels": torch.from_numpy(self.split.labels[samples])}
+        return {"images": x, "labels": torch.from_numpy(self.split.labels[samples])}
 
     def filler(self) -> Batch:
         """Assemble a batch of one grey image."""
@@ -44,10 +49,17 @@ class ImageSource(BatchSource):
         shape = (1, side or height, side or width, channels)
         return {"images": torch.zeros(shape), "labels": torch.tensor([IGNORED_LABEL])}
 
-    def _crop(self, samples: IntArray, epoch: int) -> npt.NDArray[np.uint8]:
+    def _take(self, places: tuple[IntArray, ...]) -> Tensor:
+        """Return the pixels (B, H, W, C) at some places."""
+        if self.held is None:
+            return torch.from_numpy(np.asarray(self.split.images[places]))
+        return self.held[tuple(torch.from_numpy(np.array(place)).to(self.held.device) for place in places)]
+
+    def _places(self, samples: IntArray, epoch: int) -> tuple[IntArray, ...]:
+        """Return what selects the samples, or a crop of each, from all images."""
         images, side = self.split.images, self.config.random_crop
         if side is None:
-            return np.asarray(images[samples])
+            return (samples,)
         room = rearrange(np.array(images.shape[1:3]) - side, "xy -> xy 1")
         if self.crop_seed is None:
             corners = np.broadcast_to(room // 2, (2, len(samples)))
@@ -56,8 +68,7 @@ class ImageSource(BatchSource):
             draws = uniform((self.crop_seed, Stream.CROP, epoch), axes, samples)
             corners = (draws * (room + 1)).astype(np.int64)
         rows, columns = rearrange(corners, "xy b -> xy b 1") + np.arange(side)
-        batch = rearrange(samples, "b -> b 1 1")
-        return np.asarray(images[batch, rearrange(rows, "b h -> b h 1"), rearrange(columns, "b w -> b 1 w")])
+        return rearrange(samples, "b -> b 1 1"), rearrange(rows, "b h -> b h 1"), rearrange(columns, "b w -> b 1 w")
 
 
 class ImageDataModule(DataModule):
@@ -78,3 +89,13 @@ class ImageDataModule(DataModule):
             loading,
             config.loader_workers,
         )
+
+    def hold(self, device: torch.device, max_bytes: float) -> None:
+        """Keep the training and validation images on a device, if they take no more than max_bytes.
+
+        Processes that assemble batches can't reach them there, so that with some the images stay where they are.
+        """
+        sources = [source for source in (self.train, self.validation) if isinstance(source, ImageSource)]
+        if self.loader_workers == 0 and sum(source.split.images.nbytes for source in sources) <= max_bytes:
+            for source in sources:
+                source.hold(device)

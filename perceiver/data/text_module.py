@@ -16,7 +16,7 @@ from perceiver.data.modules import Batch, BatchSource, DataModule
 from perceiver.data.sampling import IntArray, Loading
 from perceiver.data.text import TextData
 from perceiver.data.tokenizer import vocab_size_of
-from perceiver.masking import IGNORED_LABEL, TextMasking
+from perceiver.masking import IGNORED_LABEL, TextMasking, pack_selection
 from perceiver.random import Stream, uniform
 
 PAD_TOKEN_ID, UNK_TOKEN_ID = 0, 1
@@ -52,7 +52,8 @@ class Masker:
 class TextSource(BatchSource):
     """Tokenized texts: input_ids (B, M) and pad_mask (B, M), with M the length of the longest text in the batch.
 
-    For a classifier, labels are (B,). For a masked language model, input_ids are masked and labels are (B, M).
+    For a classifier, labels are (B,). For a masked language model, input_ids are masked, labels are (B, M), and
+    label_indices (B, K) and label_places (T,) are the Selection of the T tokens that have a label.
     """
 
     lengths: IntArray
@@ -84,19 +85,17 @@ class TextSource(BatchSource):
         """Assemble a batch; see `BatchSource.read`."""
         input_ids, pad_mask = self._pad(samples)
         if self.masker is None:
-            labels = torch.from_numpy(self.labels[samples])
-        else:
-            input_ids, labels = self.masker.mask(input_ids, pad_mask, samples, epoch)
-        return {"input_ids": input_ids, "pad_mask": pad_mask, "labels": labels}
+            return {"input_ids": input_ids, "pad_mask": pad_mask, "labels": torch.from_numpy(self.labels[samples])}
+        input_ids, labels = self.masker.mask(input_ids, pad_mask, samples, epoch)
+        return {"input_ids": input_ids, "pad_mask": pad_mask, "labels": labels, **_selection(labels)}
 
     def filler(self) -> Batch:
         """Assemble a batch of one text, which is one unknown token."""
-        labels = [IGNORED_LABEL] if self.masker is None else [[IGNORED_LABEL]]
-        return {
-            "input_ids": torch.tensor([[UNK_TOKEN_ID]]),
-            "pad_mask": torch.tensor([[False]]),
-            "labels": torch.tensor(labels),
-        }
+        text = {"input_ids": torch.tensor([[UNK_TOKEN_ID]]), "pad_mask": torch.tensor([[False]])}
+        if self.masker is None:
+            return {**text, "labels": torch.tensor([IGNORED_LABEL])}
+        labels = torch.tensor([[IGNORED_LABEL]])
+        return {**text, "labels": labels, **_selection(labels)}
 
     def _pad(self, samples: IntArray) -> tuple[Tensor, Tensor]:
         lengths = self.lengths[samples]
@@ -106,6 +105,11 @@ class TextSource(BatchSource):
             row[:length] = self.tokens[chunk][start : start + length]
         pad_mask = np.arange(input_ids.shape[1]) >= rearrange(lengths, "b -> b 1")
         return torch.from_numpy(input_ids), torch.from_numpy(pad_mask)
+
+
+def _selection(labels: Tensor) -> Batch:
+    indices, places = pack_selection(labels != IGNORED_LABEL)
+    return {"label_indices": indices, "label_places": places}
 
 
 class TextDataModule(DataModule):

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from perceiver.config import OptimizerConfig
 from perceiver.inference import Fills, fill_masks
+from perceiver.masking import Selection
 from perceiver.model import PerceiverMLM
 from perceiver.tasks.base import Batch, Evaluation, LossTerms, Task
 
@@ -69,7 +70,8 @@ class MaskedLanguageModel(Task):
         return Evaluation(LossTerms(total, total.new_tensor(len(labels))), torch.cat(predictions), labels)
 
     def _decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.model.decode_masked(batch["input_ids"], batch["labels"], batch["pad_mask"])
+        selection = Selection(batch["label_indices"], batch["label_places"])
+        return self.model.decode_masked(batch["input_ids"], batch["labels"], batch["pad_mask"], selection)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and fill the sample texts."""

@@ -1,11 +1,20 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver.attention import MLP, CrossAttentionLayer, MultiHeadAttention, SelfAttentionLayer, attend
+from perceiver.attention import (
+    MLP,
+    CrossAttentionLayer,
+    MultiHeadAttention,
+    SelfAttentionLayer,
+    attend,
+    needs_fused_kernel,
+    packed_linear,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +170,55 @@ def test_dropout_of_attention_weights_in_training_only():
     assert not torch.equal(attention(x, kv), attention(x, kv))
     attention.eval()
     assert torch.equal(attention(x, kv), attention(x, kv))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "channels", "expected"),
+    [
+        ("cuda", torch.bfloat16, 16, True),
+        ("cuda", torch.float32, 8, True),
+        ("cuda", torch.float64, 16, False),
+        ("cuda", torch.bfloat16, 6, False),
+        ("cpu", torch.float32, 16, False),
+    ],
+)
+def test_gpus_have_to_use_a_fused_kernel_where_there_is_one(device, dtype, channels, expected):
+    q = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 1, 1, channels))
+    assert needs_fused_kernel(q, q) is expected
+
+
+def test_where_a_fused_kernel_is_needed_torch_may_use_no_other(monkeypatch):
+    allowed = []
+
+    def note(*args, **kwargs):
+        allowed.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
+        return textbook_kernel(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", note)
+    for needed in (True, False):
+        monkeypatch.setattr("perceiver.attention.needs_fused_kernel", lambda q, v, needed=needed: needed)
+        attend(*random_qkv())
+    assert allowed == [(True, False), (True, True)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [False, True])
+def test_gpu_attends_like_the_cpu(dtype, padding):
+    q, k, v = random_qkv(qk_channels=16, v_channels=16)
+    pad_mask = torch.tensor([[False, False, True, True, True], [False] * 5]) if padding else None
+    on_gpu = (x.to("cuda", dtype) for x in (q, k, v))
+    result = attend(*on_gpu, None if pad_mask is None else pad_mask.to("cuda"))
+    torch.testing.assert_close(result.cpu().float(), attend(q, k, v, pad_mask), rtol=0.02, atol=0.02)
+
+
+def test_queries_shared_by_all_rows_are_as_if_repeated():
+    layer = CrossAttentionLayer(num_q_channels=8, num_kv_channels=6, num_heads=2)
+    x, inputs = torch.randn(1, 3, 8), torch.randn(4, 5, 6)
+    torch.testing.assert_close(layer(x, layer.project(inputs)), layer(x.expand(4, -1, -1), layer.project(inputs)))
+
+
+def test_packed_layers_are_the_layers():
+    layers, x = [nn.Linear(5, 3), nn.Linear(5, 4)], torch.randn(2, 6, 5)
+    for result, layer in zip(packed_linear(x, *layers), layers, strict=True):
+        torch.testing.assert_close(result, layer(x))

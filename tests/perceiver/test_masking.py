@@ -89,20 +89,28 @@ def test_vocabulary_of_special_tokens_only_is_an_error():
 
 def test_packed_selection_keeps_order():
     selected = torch.tensor([[False, True, False, True, True], [False] * 5, [True, False, False, False, True]])
-    indices, is_real = pack_selection(selected)
-    assert is_real.tolist() == [[True, True, True], [False] * 3, [True, True, False]]
-    assert indices[is_real].tolist() == [1, 3, 4, 0, 4]
-    assert ((indices >= 0) & (indices < 5)).all()
+    selection = pack_selection(selected)
+    assert selection.indices.shape == (3, 3)
+    assert selection.places.tolist() == [0, 1, 2, 6, 7]
+    assert selection.take(selection.indices).tolist() == [1, 3, 4, 0, 4]
+    assert ((selection.indices >= 0) & (selection.indices < 5)).all()
 
 
 def test_packed_selection_of_long_rows_keeps_order():
     selected = torch.rand(8, 500) < 0.3
-    indices, is_real = pack_selection(selected)
-    assert is_real.shape[1] == selected.sum(dim=1).max()
-    assert torch.equal(indices[is_real], selected.nonzero()[:, 1])
+    selection = pack_selection(selected)
+    assert selection.indices.shape[1] == selected.sum(dim=1).max()
+    assert torch.equal(selection.take(selection.indices), selected.nonzero()[:, 1])
+
+
+def test_packed_selection_takes_rows_of_any_shape():
+    selected, x = torch.rand(3, 5) < 0.5, torch.randn(3, 5, 2)
+    selection = pack_selection(selected)
+    gathered = x.gather(1, selection.indices[..., None].expand(-1, -1, 2))
+    assert torch.equal(selection.take(gathered), x[selected])
 
 
 def test_packed_selection_has_a_column_where_nothing_is_selected():
-    indices, is_real = pack_selection(torch.zeros(2, 5, dtype=torch.bool))
+    indices, places = pack_selection(torch.zeros(2, 5, dtype=torch.bool))
     assert indices.shape == (2, 1)
-    assert not is_real.any()
+    assert places.numel() == 0

@@ -1,4 +1,5 @@
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -327,3 +328,19 @@ def test_wrong_options_are_errors(options):
     adapter = ImageInputAdapter(image_shape=(4, 4, 1), num_frequency_bands=2)
     with pytest.raises(ValueError, match=next(iter(options))):
         PerceiverEncoder(adapter, (4, 16), num_layers=1, **options)
+
+
+@pytest.mark.slow  # a compiler starts
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_compute_the_same():
+    plain, compiled = build_model(MLM), build_model(MLM)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.encoder.compile_blocks()
+    tokens, pad_mask = text_batch()
+    results = []
+    for model in (plain, compiled):
+        logits, _ = model(tokens, pad_mask, masking=False)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()

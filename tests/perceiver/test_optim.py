@@ -12,7 +12,7 @@ from torch import nn
 from perceiver.build import build_model
 from perceiver.config import EncoderConfig, MaskedLanguageModelConfig, OptimizerConfig
 from perceiver.model import PerceiverIO, PerceiverMLM
-from perceiver.optim import build_optimizer, parameter_groups, schedule_factor
+from perceiver.optim import build_optimizer, can_fuse, parameter_groups, schedule_factor
 
 ENCODER = EncoderConfig(num_latents=2, num_latent_channels=4, num_layers=2, num_self_attention_layers_per_block=1)
 
@@ -130,3 +130,23 @@ def test_a_warm_up_as_long_as_the_run_is_cut_short() -> None:
     config = OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=4)
     assert rates(config, 3)[:3] == pytest.approx([0.4, 0.8, 1.2])
     assert schedule_factor(config, 4)(4) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_fused_optimizer_takes_the_plain_ones_steps(name: Any) -> None:
+    config = OptimizerConfig(name, learning_rate=0.01, weight_decay=0.1)
+    models = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, fused in zip(models, (True, False), strict=True):
+        optimizer = build_optimizer(model, config, fused)
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), step - 1.5)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=1e-6, atol=1e-7)
+
+
+def test_float16_takes_no_fused_optimizer() -> None:
+    assert can_fuse("32-true")
+    assert can_fuse("bf16-mixed")
+    assert not can_fuse("16-mixed")

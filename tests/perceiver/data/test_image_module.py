@@ -113,3 +113,21 @@ def test_loader_processes_make_the_same_batches() -> None:
     for batch, other in zip(alone, helped, strict=True):
         for name in ("sample_ids", "images", "labels"):
             torch.testing.assert_close(batch[name], other[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("random_crop", [None, SIDE])
+def test_images_held_on_a_device_make_the_same_batches(random_crop: int | None) -> None:
+    plain, held = (make_module(Loading(7, seed=0), random_crop=random_crop) for _ in range(2))
+    held.hold(torch.device("cpu"), max_bytes=1e9)
+    assert [source.held is not None for source in (held.train, held.validation, held.test)] == [True, True, False]
+    for loader in ("train_dataloader", "val_dataloader"):
+        for one, other in zip(getattr(plain, loader)(), getattr(held, loader)(), strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("max_bytes", "loader_workers"), [(1.0, 0), (1e9, 1)])
+def test_too_many_images_and_those_of_loader_processes_are_not_held(max_bytes: float, loader_workers: int) -> None:
+    module = make_module(Loading(7, seed=0), loader_workers=loader_workers)
+    module.hold(torch.device("cpu"), max_bytes)
+    assert module.train.held is None

@@ -155,15 +155,18 @@ def test_unlabelled_texts_join_masked_language_modeling_when_asked_to() -> None:
         assert len(samples[sample][0]) == len(text)
 
 
-@pytest.mark.parametrize(("mask_p", "labels"), [(None, [-100]), (0.3, [[-100]])])
-def test_filler_is_a_valid_text_without_labels(mask_p: float | None, labels: list) -> None:
+@pytest.mark.parametrize(
+    ("mask_p", "labels"),
+    [(None, {"labels": [-100]}), (0.3, {"labels": [[-100]], "label_indices": [[0]], "label_places": []})],
+)
+def test_filler_is_a_valid_text_without_labels(mask_p: float | None, labels: dict[str, list]) -> None:
     module = make_module(Loading(8, seed=0, rank=1, world_size=2), mask_p)
     *_, filler = module.val_dataloader()
     assert {name: value.tolist() for name, value in filler.items()} == {
         "sample_ids": [-1],
         "input_ids": [[1]],
         "pad_mask": [[False]],
-        "labels": labels,
+        **labels,
     }
     batch = next(iter(module.val_dataloader()))
     assert {name: value.dtype for name, value in filler.items()} == {name: value.dtype for name, value in batch.items()}
