@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow check lock clean
+.PHONY: help quickstart test slow bench check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +18,9 @@ test: $(INSTALLED)  ## install, then run the fast tests (ARGS="-k attention" sel
 
 slow: $(INSTALLED)  ## run the slow tests; PERCEIVER_TEST_DATA names a folder with imdb/ and mnist/
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
+
+bench: $(PEERS)  ## time us against other implementations, write docs/benchmarks.md (ARGS="mlm --rounds 3")
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 check: $(INSTALLED)  ## lint, check the format and the types
 	$(BIN)/ruff check .
@@ -38,4 +42,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[bench]'
 	@touch $@

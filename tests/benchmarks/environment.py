@@ -1,0 +1,69 @@
+"""Where something was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import joblib
+import torch
+
+from tests.benchmarks.settings import REPOSITORY
+
+_PACKAGES = ("torch", "pytorch-lightning", "perceiver-pytorch", "transformers")
+
+
+def describe(device: str, size: str, command: str) -> dict[str, str]:
+    """Return what has to be known about a measurement, by what it is called on the page.
+
+    Args:
+        device: cpu or cuda.
+        size: default or tiny.
+        command: The command line.
+    """
+    facts = {
+        "command": f"`{command}`",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "processor": f"{_processor()}, {joblib.cpu_count()} cores, {torch.get_num_threads()} threads, {_memory()}",
+        "system": f"{platform.system()}, {' '.join(platform.libc_ver()).strip()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{package} {_version(package)}" for package in _PACKAGES),
+    }
+    if device == "cuda":
+        facts["GPU"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, bf16 mixed precision for all"
+    if size != "default":
+        facts["size"] = f"{size}: for tests, these figures mean nothing"
+    return facts
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(missing)"
+
+
+def _commit() -> str:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,181 @@
+"""The page: every section whose raw result is there, rendered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from tests.benchmarks import official
+from tests.benchmarks.curves import greatest_difference
+from tests.benchmarks.floor import Floor
+from tests.benchmarks.measure import seconds_per_step
+from tests.benchmarks.peers import PEERS
+from tests.benchmarks.settings import Settings
+from tests.benchmarks.tables import comparison_table, growth_table, markdown, seconds, times, trick_table
+from tests.benchmarks.tricks import TRICKS
+from tests.benchmarks.workloads import OURS, WORKLOADS
+
+Result = dict[str, Any]
+_DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+_REGIME_TITLES = {
+    "as run": "As its users run it: nothing is set.",
+    "tuned": "Memory kept for everybody: glibc gives nothing back to the system (GLIBC_TUNABLES).",
+}
+_INTRODUCTION = """# Benchmarks
+
+Written by `make bench`; do not edit. How to read it:
+
+- Everybody does the same work interleaved, one round of each after another (A B C A B C ...), in processes of their
+  own. Seconds are medians over rounds; ratios are medians of each round's ratio.
+- A round is a pass over the same reviews or images for everybody. Ours takes reviews in batches of like length, as the
+  pipelines do; the others take them shuffled. Tokens are those that are not padding.
+- *plain* is Perceiver IO written down with nn.MultiheadAttention and nothing else (`tests/benchmarks/plain.py`); with
+  the same weights it gives our logits. Peers are configured as close to ours as their classes let one.
+- *MiB of work* is what the work adds to the memory that the process had before its first batch; *MiB in all* has the
+  libraries in it, of which ours loads more (Lightning, torchmetrics).
+"""
+
+
+def write_page(settings: Settings) -> None:
+    """Write the page from all raw results that are there."""
+    parts = [_INTRODUCTION]
+    for device, title in _DEVICES.items():
+        sections = list(_sections(replace(settings, device=device)))
+        if sections:
+            parts += [f"## {title}\n", *sections]
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text("\n".join(parts))
+
+
+def _sections(settings: Settings) -> list[str]:
+    renderers: dict[str, Callable[[Result, Settings], str]] = {
+        **dict.fromkeys(WORKLOADS, _render_workload),
+        **{f"tricks-{name}": _render_tricks for name in WORKLOADS},
+        "frozen-stage": _render_frozen_stage,
+        "floor": _render_floor,
+        "curves": _render_curves,
+        "growth": _render_growth,
+        "official": _render_official,
+    }
+    found = [(render, settings.load(name)) for name, render in renderers.items()]
+    return [f"{render(result, settings)}\n\n{_environment(result)}\n" for render, result in found if result is not None]
+
+
+def _environment(result: Result) -> str:
+    facts = "<br>".join(f"{name}: {value}" for name, value in result["environment"].items())
+    return f"<sub>{facts}</sub>"
+
+
+def _render_workload(result: Result, settings: Settings) -> str:
+    name = result["workload"]
+    differences = {peer: about.difference for peer, about in PEERS[name].items()}
+    unit = "step" if name not in ("fills", "classify") else "call"
+    parts = [f"### {WORKLOADS[name]}\n\nBatches of {result['batch_size']}."]
+    for regime, rows in result["regimes"].items():
+        parts += [_REGIME_TITLES.get(regime, regime), comparison_table(rows, differences, unit)]
+    return "\n\n".join(parts)
+
+
+def _render_tricks(result: Result, settings: Settings) -> str:
+    descriptions = {name: trick.description for name, trick in TRICKS.items()}
+    (rows,) = result["regimes"].values()
+    title = f"### What each trick gains. {WORKLOADS[result['workload']]}"
+    explanation = "Each is taken away in turn, the others stay; the gain is the ratio of the two times."
+    return "\n\n".join([title, explanation, trick_table(rows, descriptions)])
+
+
+def _render_floor(result: Result, settings: Settings) -> str:
+    lines = []
+    for name, flops in result["flops"].items():
+        floor = Floor(**flops, rate=result["rate"])
+        measured = _our_seconds(name, settings)
+        lines.append(
+            [
+                WORKLOADS[name],
+                f"{floor.needed / 1e9:,.1f}",
+                f"{floor.executed / 1e9:,.1f}",
+                seconds(floor.seconds),
+                "" if measured is None else seconds(measured),
+                "" if measured is None else times(floor.multiple(measured)),
+            ]
+        )
+    header = ["", "GFLOP that the loss needs", "GFLOP of ours", "floor in s", "ours in s", "ours in floors"]
+    explanation = (
+        f"Matrix products of a step (torch.utils.flop_counter) over the {result['rate'] / 1e9:,.0f} GFLOP/s that this "
+        "machine reaches with large matrices; needed is what the plain formulation does, for batches of like length "
+        "and the masked positions alone. The floor takes the smaller count."
+    )
+    return "\n\n".join(["### The floor", explanation, markdown(header, lines)])
+
+
+def _our_seconds(name: str, settings: Settings) -> float | None:
+    """Return our measured seconds of a step as our users run it, if they are there."""
+    result = settings.load(name)
+    rows = result["regimes"].get("as run", []) if result else []
+    measured = [seconds_per_step(row) for row in rows if row["name"] == OURS and not row["failure"]]
+    return measured[0] if measured else None
+
+
+def _render_curves(result: Result, settings: Settings) -> str:
+    losses = result["losses"]
+    text = (
+        f"{len(losses['ours'])} steps of the masked language model with every trick on, and of the plain formulation "
+        "from the same weights on the same masked batches, each with its own Adam. Greatest absolute difference of the "
+        f"loss at any step: **{greatest_difference(losses):.1e}**; last losses {losses['ours'][-1]:.4f} and "
+        f"{losses['plain'][-1]:.4f}."
+    )
+    return "\n\n".join(["### Loss curves", text, _picture("Losses by step", "curves", settings)])
+
+
+def _render_growth(result: Result, settings: Settings) -> str:
+    parts = ["### Growth", "One training step of 4 texts (masked language model) and of 4 images (classifier)."]
+    parts += [growth_table(results, kind) for kind, results in result["growth"].items()]
+    return "\n\n".join([*parts, _picture("Seconds and memory by size", "growth", settings)])
+
+
+def _picture(text: str, name: str, settings: Settings) -> str:
+    file = os.path.relpath(settings.picture(name), settings.out.parent)
+    return f"![{text}]({file})"
+
+
+def _render_frozen_stage(result: Result, settings: Settings) -> str:
+    lines = [
+        [
+            f"{name} the encoder's output kept",
+            seconds(result[name]["seconds"]),
+            seconds(result[name]["stage_seconds"]),
+            f"{result[name]['val_loss']:.6f}",
+            f"{result[name]['val_accuracy']:.4f}",
+        ]
+        for name in ("without", "with")
+        if name in result
+    ]
+    header = ["", "s in all", "s of training", "validation loss", "validation accuracy"]
+    parts = [
+        "### Stage with a frozen encoder",
+        f"`python -m pipelines text-classifier --freeze_encoder true`, {result['epochs']} epochs of "
+        f"{result['reviews']:,} reviews.",
+        markdown(header, lines),
+    ]
+    if "with" in result:
+        gains = [result["without"][name] / result["with"][name] for name in ("seconds", "stage_seconds")]
+        parts.append(f"Faster by {times(gains[0])} in all, by {times(gains[1])} in training.")
+    return "\n\n".join(parts)
+
+
+def _render_official(result: Result, settings: Settings) -> str:
+    differences = {name: difference for name, (_, difference) in official.PEERS.items()}
+    parts = [
+        f"### Official size: one training step\n\n{official.NUM_BYTES:,} bytes, batches of {result['batch_size']}.",
+        comparison_table(result["rows"], differences, "step"),
+    ]
+    ours = [row for row in result["rows"] if row["name"] == OURS and not row["failure"]]
+    if ours:
+        share = official.utilization(result["flops"], seconds_per_step(ours[0]), result["peak"])
+        parts.append(
+            f"Model FLOPs utilization of ours: **{share:.0%}** ({result['flops'] / 1e12:.1f} TFLOP a step, of "
+            f"{result['peak'] / 1e12:,.0f} TFLOP/s, {result['source']})."
+        )
+    return "\n\n".join(parts)
