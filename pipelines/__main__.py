@@ -13,7 +13,8 @@ from pipelines.cli import Command, ConvertCommand, fail, parse
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C.
+    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C
+    and after a SIGTERM that training in this process took.
     """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(command: Command) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if command.run.scaling.use_gpu is False:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for its workers; before torch, which looks only once
     from pipelines.pipeline import StageFailedError
     from pipelines.run import run
 

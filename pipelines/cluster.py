@@ -1,4 +1,7 @@
-"""The Ray cluster that a pipeline runs on: one that RAY_ADDRESS names, or one of this machine's own."""
+"""Where a pipeline's stages train: in this process, on the Ray cluster that RAY_ADDRESS names, or on one of our own.
+
+Importing Ray takes a second and starting it ten more, so that nothing here imports it before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +20,16 @@ from pipelines.config import ScalingConfig
 # The controller of a training looks at its workers this often (seconds); Ray's default of 2 makes short stages wait.
 _POLL_SECONDS = "0.5"
 _CONNECT_SECONDS = 5.0
+
+
+def trains_in_process(scaling: ScalingConfig) -> bool:
+    """Return whether stages train in this process, without Ray.
+
+    They do if they have no workers, or one and no cluster: a worker that a cluster of this machine's own started would
+    do the same half a minute later.
+    """
+    no_cluster = not os.environ.get("RAY_ADDRESS") and not _is_connected()
+    return scaling.num_workers == 0 or (scaling.num_workers == 1 and no_cluster)
 
 
 def check_cluster(scaling: ScalingConfig) -> None:
@@ -39,12 +53,12 @@ def check_cluster(scaling: ScalingConfig) -> None:
 def cluster(scaling: ScalingConfig) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine and stop it at the end.
 
-    A stage without workers of its own needs none.
+    Stages that train in this process need none.
 
     Raises:
         UserError: If RAY_ADDRESS leads nowhere.
     """
-    if scaling.num_workers == 0 or _is_connected():
+    if trains_in_process(scaling) or _is_connected():
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
@@ -71,16 +85,20 @@ def worker_resources(scaling: ScalingConfig) -> tuple[dict[str, float], bool]:
     return _share(scaling, ray.cluster_resources())
 
 
+def own_cores(scaling: ScalingConfig) -> int:
+    """Return the cores of this machine that training in this process may use."""
+    return int(_share(scaling, _own_resources())[0]["CPU"])
+
+
 def _share(scaling: ScalingConfig, total: Mapping[str, float]) -> tuple[dict[str, float], bool]:
     use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
-    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // scaling.num_workers)
+    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // max(1, scaling.num_workers))
     return {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
 
 
 def _is_connected() -> bool:
-    import ray
-
-    return bool(ray.is_initialized())
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _address() -> str | None:

@@ -30,13 +30,16 @@ class ScalingConfig:
     """The workers of a stage."""
 
     num_workers: int = 1
-    """Training workers; they divide each batch among them (0: train in the process of the command itself)."""
+    """Training workers; they divide each batch among them. One alone trains in the process of the command itself,
+    which starts at once, unless RAY_ADDRESS names a Ray cluster or is "local", which starts one of this machine's own
+    (0: in the process of the command, whatever RAY_ADDRESS is)."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU (null: if the cluster has any)."""
     cpus_per_worker: int | None = None
     """CPU cores per worker (null: those of the cluster divided by the workers)."""
     max_failures: int = 2
-    """Times that the workers are started again after one of them died."""
+    """Times that Ray starts the workers again after one of them died. Training in the process of the command dies with
+    it; the same command then goes on from the newest checkpoint."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:

@@ -1,4 +1,4 @@
-"""Which workers this machine can hold is known before Ray starts, and Ray is told the same."""
+"""Where stages train and which workers this machine can hold is known before Ray starts, and Ray is told the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 import torch
 
 from perceiver.errors import UserError
-from pipelines.cluster import check_cluster, cluster, worker_resources
+from pipelines.cluster import check_cluster, cluster, own_cores, trains_in_process, worker_resources
 from pipelines.config import ScalingConfig
 
 
@@ -37,7 +37,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (ScalingConfig(num_workers=2, cpus_per_worker=3), {"CPU": 3, "GPU": 1}),
     ],
 )
-def test_workers_that_fit(scaling: ScalingConfig, resources: dict[str, float], machine: dict[str, Any]) -> None:
+def test_workers_that_fit(
+    scaling: ScalingConfig, resources: dict[str, float], monkeypatch: pytest.MonkeyPatch, machine: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     check_cluster(scaling)
     with cluster(scaling):
         assert (machine["num_cpus"], machine["num_gpus"], machine["address"]) == (8, 2, "local")
@@ -81,14 +84,45 @@ def test_an_address_that_means_this_machine(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match="this machine has 8 cores"):
         check_cluster(ScalingConfig(num_workers=9, use_gpu=False))
-    with cluster(ScalingConfig()):
+    with cluster(ScalingConfig(num_workers=2)):
         assert (machine["address"], machine["num_cpus"]) == ("local", 8)
 
 
-def test_in_process_training_needs_no_cluster(machine: dict[str, Any]) -> None:
-    check_cluster(ScalingConfig(num_workers=0, use_gpu=True))
-    with cluster(ScalingConfig(num_workers=0)):
-        assert machine == {}
+@pytest.mark.parametrize(
+    ("num_workers", "address", "is_connected", "expected"),
+    [
+        (1, None, False, True),
+        (1, "", False, True),
+        (1, "local", False, False),
+        (1, "auto", False, False),
+        (1, None, True, False),
+        (2, None, False, False),
+        (0, None, False, True),
+        (0, "auto", True, True),
+    ],
+)
+def test_one_worker_needs_ray_only_where_a_cluster_is_asked_for(
+    num_workers: int,
+    address: str | None,
+    is_connected: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: dict[str, Any],
+) -> None:
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_connected)
+    scaling = ScalingConfig(num_workers)
+    assert trains_in_process(scaling) is expected
+    check_cluster(scaling)
+    with cluster(scaling):
+        assert bool(machine) is not (expected or is_connected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_in_this_process_has_the_cores_of_a_worker(num_workers: int) -> None:
+    assert own_cores(ScalingConfig(num_workers)) == 8
+    assert own_cores(ScalingConfig(num_workers, cpus_per_worker=3)) == 3
 
 
 def test_a_connected_cluster_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch, machine: dict[str, Any]) -> None:

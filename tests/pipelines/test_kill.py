@@ -17,7 +17,7 @@ STEPS_PER_EPOCH = 63  # ceil(500 / 8)
 EPOCHS = 3
 
 
-def command(tmp_path: Path, run_name: str, num_workers: int) -> list[str]:
+def command(tmp_path: Path, run_name: str) -> list[str]:
     options = {
         "run_name": run_name,
         "storage_path": tmp_path / "runs",
@@ -34,7 +34,7 @@ def command(tmp_path: Path, run_name: str, num_workers: int) -> list[str]:
         "trainer.max_epochs": EPOCHS,
         "trainer.batch_size": 8,
         "trainer.checkpoint_every_n_steps": 10,
-        "scaling.num_workers": num_workers,
+        "scaling.cpus_per_worker": 1,
         "tracking.mlflow": "false",
         "tracking.tensorboard": "false",
     }
@@ -42,6 +42,7 @@ def command(tmp_path: Path, run_name: str, num_workers: int) -> list[str]:
 
 
 Start = Callable[[list[str]], "subprocess.Popen[bytes]"]
+IN_PROCESS, RAY_WORKER = "", "local"  # RAY_ADDRESS for a worker in the command's own process, and for one of Ray's
 
 
 @pytest.fixture
@@ -50,14 +51,16 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(log: Path) -> Iterator[Start]:
+def start(log: Path, ray_address: str) -> Iterator[Start]:
     """Start commands whose output goes to the log; none outlives the test."""
     processes = []
+    environment = {**os.environ, "RAY_ADDRESS": ray_address}
 
     def start(arguments: list[str]) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
-            processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True))
-        return processes[-1]
+            process = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment, start_new_session=True)
+        processes.append(process)
+        return process
 
     yield start
     for process in processes:
@@ -79,13 +82,17 @@ def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], de
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "num_workers", [pytest.param(0, id="in-process"), pytest.param(1, id="ray-worker", marks=pytest.mark.slow)]
+    "ray_address",
+    [
+        pytest.param(IN_PROCESS, id="in-process"),
+        pytest.param(RAY_WORKER, id="ray-worker", marks=pytest.mark.slow),
+    ],
 )
-def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start: Start, num_workers: int) -> None:
+def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start: Start) -> None:
     whole, killed = tmp_path / "runs" / "whole" / "mlm", tmp_path / "runs" / "killed" / "mlm"
-    assert start(command(tmp_path, "whole", num_workers)).wait(300) == 0, log.read_text()
+    assert start(command(tmp_path, "whole")).wait(300) == 0, log.read_text()
 
-    process = start(command(tmp_path, "killed", num_workers))
+    process = start(command(tmp_path, "killed"))
     step = wait_for_step(killed / "metrics.jsonl", STEPS_PER_EPOCH + 15, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
@@ -94,10 +101,19 @@ def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start:
     assert json.loads((killed / "stage.json").read_text())["status"] == "running"
     assert not (killed / "model").exists()
 
-    assert start(command(tmp_path, "killed", num_workers)).wait(300) == 0, log.read_text()
+    assert start(command(tmp_path, "killed")).wait(300) == 0, log.read_text()
     assert "goes on from its newest checkpoint" in log.read_text()
     assert (killed / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
     assert losses(killed) == losses(whole)
+
+
+@pytest.mark.parametrize("ray_address", [pytest.param(IN_PROCESS, id="in-process")])
+def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path, log: Path, start: Start) -> None:
+    process = start(command(tmp_path, "stopped"))
+    wait_for_step(tmp_path / "runs" / "stopped" / "mlm" / "metrics.jsonl", 5, process)
+    process.terminate()
+    assert process.wait(60) == 130, log.read_text()
+    assert "stopped; the same command goes on from the newest checkpoint" in log.read_text()
 
 
 def losses(folder: Path) -> list[tuple[str, int, float]]:
