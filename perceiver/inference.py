@@ -190,9 +190,7 @@ class Predictor:
         rows = self._in_batches(inputs, self._probabilities)
         return [_prediction(config.class_names, row) for row in rows]
 
-    def _in_batches(
-        self, inputs: Sequence[Any] | np.ndarray, predict: Callable[[list[Any]], list[T]]
-    ) -> list[T]:
+    def _in_batches(self, inputs: Sequence[Any] | np.ndarray, predict: Callable[[list[Any]], list[T]]) -> list[T]:
         """Predict for batches of inputs; of texts those of like length go together, so that there is little padding."""
         lengths = [len(x) if isinstance(x, str) else 0 for x in inputs]
         order = np.argsort(lengths, kind="stable").tolist()
