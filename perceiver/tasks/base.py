@@ -100,7 +100,10 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
-        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+        seed = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would spend a millisecond where there is no GPU
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss."""
