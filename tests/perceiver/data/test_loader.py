@@ -99,3 +99,15 @@ def test_reading_ahead_does_not_touch_torchs_generator() -> None:
     torch.set_rng_state(before)  # a DataLoader draws a seed for its workers when a pass begins
     list(iterator)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_reading_ahead_has_one_core_and_training_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = set()
+        for _ in make_loader(Squares(lambda index: seen.add(torch.get_num_threads()))):
+            assert torch.get_num_threads() == 2
+        assert seen == {1}
+    finally:
+        torch.set_num_threads(before)
