@@ -37,8 +37,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, fused: bool = Tr
     Args:
         module: Module to train; parameters without requires_grad are left out.
         config: Name, learning rate and weight decay; adam adds the decay to the gradient, adamw takes it from weights.
-        fused: Whether one kernel updates all parameters, instead of one per operation and array; on a CPU in a quarter of
-            the time
+        fused: Whether one kernel updates all parameters, instead of one per operation and array. On a CPU it takes a
+            quarter of the time.
     """
     if config.name == "adamw":
         return torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=fused)
