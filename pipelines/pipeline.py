@@ -14,7 +14,7 @@ from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.progress import Progress
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
-from pipelines.stages import Prepared, prepare
+from pipelines.stages import Prepared, prepare, with_absolute_paths
 from pipelines.storage import Storage, check_run_name
 from pipelines.tracking import Tracker
 from pipelines.worker import StagePlan
@@ -146,7 +146,7 @@ class Pipeline:
         _announce(name, decision, folder, progress)
         folder.begin(config, prepared, self.run)
         tracker.begin_stage(name, folder.storage, plain(asdict(config)), tags)
-        result = self._train(StagePlan(name, config, prepared, folder.storage), progress)
+        result = self._train(StagePlan(name, with_absolute_paths(config), prepared, folder.storage), progress)
         folder.finish(config, prepared, result)
         tracker.end_stage()
         return StageOutcome(name, result, folder.storage, False, prepared.synthetic)
@@ -176,7 +176,10 @@ class Pipeline:
 
 def _announce(name: str, decision: Decision, folder: StageFolder, progress: Progress) -> None:
     if decision.action == "resume":
-        progress.message(f"{name}: {decision.reason}, goes on from its newest checkpoint")
+        start = (
+            "goes on from its newest checkpoint" if folder.has_checkpoint() else "starts anew, for it has no checkpoint"
+        )
+        progress.message(f"{name}: {decision.reason}, {start}")
     elif decision.action == "restart":
         kept = folder.set_aside()
         progress.message(f"{name}: changed ({decision.reason}), runs again; the earlier result is kept in {kept}")

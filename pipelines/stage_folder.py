@@ -19,6 +19,7 @@ from pipelines.stages import Prepared, settings_with_effect
 from pipelines.storage import Storage
 
 STAGE, CONFIG, MODEL, ERROR, SUPERSEDED = "stage.json", "config.yaml", "model", "error.txt", "superseded"
+CHECKPOINTS = "checkpoints"
 _STATE = {"status", "fingerprint", "data_fingerprint", "synthetic", "settings", "result"}
 
 
@@ -76,6 +77,10 @@ class StageFolder:
         if not self._has_model():
             return Decision("resume", "its model is missing or damaged")
         return Decision("skip", "its settings, data and input model are unchanged")
+
+    def has_checkpoint(self) -> bool:
+        """Return whether training left a checkpoint here, whole or not."""
+        return bool((self.storage / CHECKPOINTS).names())
 
     def _has_model(self) -> bool:
         try:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,13 @@ from perceiver.config import (
 )
 from perceiver.data.encoded import EncodedTexts
 from perceiver.data.image_module import ImageDataModule
+from perceiver.data.image_sources import DIGITS
 from perceiver.data.images import prepare_images
 from perceiver.data.modules import DataModule
 from perceiver.data.sampling import Loading
 from perceiver.data.text import prepare_text
 from perceiver.data.text_module import TextDataModule, TextSource
+from perceiver.data.text_sources import TOY_REVIEWS
 from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
@@ -45,6 +49,7 @@ _WITHOUT_EFFECT = {
     "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers", "kept_latents_gb"),
     "trainer": ("checkpoint_every_n_steps",),
 }
+_PATHS = ("path", "test_path", "unlabelled_path", "tokenizer")
 _HELD_BYTES = 2e9  # images that a GPU holds, so that no batch travels there
 
 
@@ -109,6 +114,25 @@ def prepare(config: StageConfig) -> Prepared:
         model = config.model(vocab_size, texts.class_names)
     identity = fingerprint(config, texts.fingerprint, input_fingerprint)
     return Prepared(model, texts.tokenizer.to_str(), texts.fingerprint, identity, texts.synthetic)
+
+
+def with_absolute_paths(config: StageConfig) -> StageConfig:
+    """Return the settings with local paths that mean the same in any working folder, such as that of a Ray worker."""
+    data = config.data
+    paths: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in _PATHS if getattr(data, name, None)}
+    if not data.cache_dir.startswith("~"):
+        paths["cache_dir"] = str(Path(data.cache_dir).resolve())
+    changes: dict[str, Any] = {"data": replace(data, **paths)}
+    if isinstance(config, TextClassifierStageConfig) and config.init_from is not None:
+        changes["init_from"] = _absolute(config.init_from)
+    return replace(config, **changes)
+
+
+def _absolute(path: str) -> str:
+    """Return a path as an absolute one; what is not there is no path, but a hub name, a URI or a built-in data set."""
+    local = Path(os.path.expanduser(path))
+    is_built_in = path in (TOY_REVIEWS, DIGITS)
+    return str(local.resolve()) if local.exists() and not is_built_in else path
 
 
 def fingerprint(config: StageConfig, data_fingerprint: str, input_fingerprint: str = "") -> str:

@@ -27,6 +27,7 @@ from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig, TextClassifierStageConfig
 from pipelines.journal import JournalWriter
+from pipelines.stage_folder import CHECKPOINTS
 from pipelines.stages import Prepared, build
 from pipelines.storage import Storage
 
@@ -65,7 +66,7 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
     _be_quiet()
     started = time.monotonic()
     trainer_config = plan.config.trainer
-    store = CheckpointStore(plan.storage / "checkpoints", trainer_config.select_by)
+    store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
     found = _agree(_look_back(store) if rank == 0 else None, world_size)
     start = found or Position()
     loading = Loading(

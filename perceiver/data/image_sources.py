@@ -15,6 +15,7 @@ from perceiver.data.raw_images import RawImages, RawSource, split_of_array
 from perceiver.errors import UserError
 from perceiver.random import Stream, permutation
 
+DIGITS = "digits"
 NUM_TEST_DIGITS = 360
 
 
@@ -27,7 +28,7 @@ def find_images(config: ImageDataConfig) -> RawSource:
     Raises:
         UserError: They are not there, or not in a form that can be read.
     """
-    if config.path == "digits":
+    if config.path == DIGITS:
         return RawSource(fingerprint_of("digits"), _load_digits)
     folder = Path(config.path).expanduser()
     if folder.is_file():

@@ -218,7 +218,7 @@ def test_failure_is_one_line_and_its_story_a_file(
     assert "many words\nthe disk is on fire" in error.read_text()
 
     main(command)
-    assert "image-classifier: it was interrupted, goes on from its newest checkpoint" in capsys.readouterr().err
+    assert "image-classifier: it was interrupted, starts anew, for it has no checkpoint" in capsys.readouterr().err
     assert not error.exists()
 
 

@@ -21,7 +21,7 @@ from perceiver.model import PerceiverIO
 from perceiver.saving import load_model, save_model
 from perceiver.tasks.base import Task
 from pipelines.config import StageConfig, TextClassifierStageConfig
-from pipelines.stages import Prepared, build, fingerprint, prepare
+from pipelines.stages import Prepared, build, fingerprint, prepare, with_absolute_paths
 from tests.pipelines.tiny import (
     ENCODER,
     TRAINER,
@@ -289,3 +289,28 @@ def test_frozen_encoder_runs_without_dropout_and_the_decoder_with(frozen_config:
     assert not torch.equal(decoder(latents), decoder(latents))
     unfrozen = network(dataclasses.replace(frozen_config, freeze_encoder=False)).train()
     assert not torch.equal(unfrozen.encoder(tokens), unfrozen.encoder(tokens))
+
+
+def test_paths_mean_the_same_in_a_workers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.csv", "test.csv", "toy_reviews"):
+        (tmp_path / name).touch()
+    (tmp_path / "model").mkdir()
+    data = text_data(Path("cache"), path="train.csv", test_path="./test.csv")
+    config = text_classifier_config(tmp_path, data=data, init_from="model")
+    absolute = with_absolute_paths(config)
+    assert isinstance(absolute, TextClassifierStageConfig)
+    expected = dataclasses.replace(
+        data, path=f"{tmp_path}/train.csv", test_path=f"{tmp_path}/test.csv", cache_dir=f"{tmp_path}/cache"
+    )
+    assert absolute == dataclasses.replace(config, data=expected, init_from=f"{tmp_path}/model")
+    assert with_absolute_paths(absolute) == absolute
+
+
+@pytest.mark.parametrize("path", ["stanfordnlp/imdb", "toy_reviews"])
+def test_hub_names_and_built_in_data_are_no_paths(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy_reviews").mkdir()
+    data = text_data(Path("~/cache"), path=path)
+    config = text_classifier_config(tmp_path, data=data, init_from="s3://bucket/run/mlm/model")
+    assert with_absolute_paths(config) == config
