@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from tests.benchmarks.implementation import Batch, Implementation, Rounds, pad_fully
 from tests.benchmarks.measure import Pass
-from tests.benchmarks.memory import peak_bytes, reset_peak, used_bytes
+from tests.benchmarks.memory import give_back_free_memory, peak_bytes, reset_peak, used_bytes
 from tests.benchmarks.workloads import OURS, OURS_KEPT, Size, find_workload, max_seq_len
 
 
@@ -32,6 +32,8 @@ class Job:
         device: cpu or cuda.
         data: File with the rounds.
         without: Name of the trick that ours does without (none: all are on).
+        keeps_memory: Whether the allocator keeps memory; after each round it is told to give it back after all, lest
+            none is left for the others.
     """
 
     workload: str
@@ -40,6 +42,7 @@ class Job:
     device: str
     data: Path
     without: str | None = None
+    keeps_memory: bool = False
 
 
 class Server:
@@ -52,6 +55,7 @@ class Server:
     def __init__(self, job: Job) -> None:
         self._without = ExitStack()  # closed with the process
         self.device = job.device
+        self._keeps_memory = job.keeps_memory
         self.workload = find_workload(job.workload, job.size)
         self.rounds, tokenizer = read_rounds(job.data)
         build = self._build_ours if job.implementation in (OURS, OURS_KEPT) else self._build_other
@@ -80,14 +84,19 @@ class Server:
         batches = self.prepare(self.rounds[self.implementation.order][number])
         convert = self.implementation.convert
         converted = batches if convert is None else [convert(batch) for batch in batches]
+        # The others took caches and memory in the meantime; in a training, a step follows another one.
+        self.implementation.work(converted[0])
         reset_peak(self.device)
         seconds = time_batches(self.implementation.work, converted, self.device)
+        peak = peak_bytes(self.device)
+        if self._keeps_memory:
+            give_back_free_memory()
         return Pass(
             seconds,
             len(batches),
             samples=sum(map(count_samples, batches)),
             tokens=sum(map(count_tokens, batches)),
-            peak_bytes=peak_bytes(self.device),
+            peak_bytes=peak,
             resting_bytes=self.resting_bytes,
             parameters=self.implementation.num_parameters,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -38,6 +39,13 @@ def used_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.memory_allocated()
     return _read_status("VmRSS") if _STATUS.exists() else peak_bytes(device)
+
+
+def give_back_free_memory() -> None:
+    """Let glibc give the memory that nothing uses back to the system, even where it was told to keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def limit_memory(share: float) -> None:

@@ -28,7 +28,7 @@ _INTRODUCTION = """# Benchmarks
 Written by `make bench`; do not edit. How to read it:
 
 - Everybody does the same work interleaved, one round of each after another (A B C A B C ...), in processes of their
-  own. Seconds are medians over rounds; ratios are medians of each round's ratio.
+  own, each after one untimed batch. Seconds are medians over rounds; ratios are medians of each round's ratio.
 - A round is a pass over the same reviews or images for everybody. Ours takes reviews in batches of like length, as the
   pipelines do; the others take them shuffled. Tokens are those that are not padding.
 - *plain* is Perceiver IO written down with nn.MultiheadAttention and nothing else (`tests/benchmarks/plain.py`); with

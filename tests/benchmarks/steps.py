@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.benchmarks.data import write_rounds
 from tests.benchmarks.job import Job, Server
 from tests.benchmarks.measure import measure
 from tests.benchmarks.others import implementations
-from tests.benchmarks.processes import AS_RUN
+from tests.benchmarks.processes import AS_RUN, TUNED
 from tests.benchmarks.settings import Settings, say
 from tests.benchmarks.tricks import TRICKS
 from tests.benchmarks.workloads import OURS, WORKLOADS, find_workload
@@ -58,5 +59,6 @@ def _measure(
         measured = {}
         for regime in regimes:
             say(f"  {WORKLOADS[name]}; memory: {regime}")
-            measured[regime] = measure(Server, jobs(data), settings.rounds, regime)
+            children = {who: replace(job, keeps_memory=regime == TUNED) for who, job in jobs(data).items()}
+            measured[regime] = measure(Server, children, settings.rounds, regime)
     return {"workload": name, "batch_size": workload.batch_size, "regimes": measured}
