@@ -14,7 +14,7 @@ from perceiver.inference import encode
 from tests.benchmarks.implementation import Batch, Implementation, Padding, pad_fully, training_step, usual_adam
 from tests.benchmarks.peers import PEERS, Peer
 from tests.benchmarks.plain import build_plain, plain_loss
-from tests.benchmarks.workloads import OURS, OURS_KEPT, PLAIN, Workload
+from tests.benchmarks.workloads import OURS, OURS_KEPT, PLAIN, PLAIN_FUSED, Workload
 
 _IMAGES_PER_CALL = 64  # as many as perceiver.inference.Predictor takes at a time
 _FILLS = 5
@@ -24,7 +24,7 @@ def implementations(workload: str) -> list[str]:
     """Return the names of the implementations of a workload, those whose package is there."""
     peers = [name for name, peer in PEERS[workload].items() if is_installed(peer)]
     ours = [OURS_KEPT, OURS] if workload == "frozen" else [OURS]
-    return [*ours, PLAIN, *peers]
+    return [*ours, PLAIN, PLAIN_FUSED, *peers]
 
 
 def is_installed(peer: Peer) -> bool:
@@ -41,8 +41,8 @@ def build_other(name: str, workload: Workload, device: str, tokenizer: Tokenizer
         device: cpu or cuda.
         tokenizer: Tokenizer of the texts, where there are texts rather than tokens.
     """
-    if name == PLAIN:
-        model: nn.Module = build_plain(workload.model)
+    if name in (PLAIN, PLAIN_FUSED):
+        model: nn.Module = build_plain(workload.model, need_weights=name == PLAIN)
         padding: Padding = "longest"
         trained: tuple[str, ...] = ("decoder",)
     else:

@@ -1,6 +1,7 @@
 """Perceiver IO written down plainly, without any trick: what our model is compared with, in results and in time.
 
-- Attention is torch's nn.MultiheadAttention.
+- Attention is torch's nn.MultiheadAttention, called with nothing but the inputs and the padding, as the reference does.
+  It then returns the attention weights as well; told not to, it uses torch's fused kernel.
 - The inputs are projected to keys and values by each layer that attends to them.
 - An image's position encodings are concatenated to its pixels, for each image anew.
 - A masked language model decodes all positions; its loss takes all logits.
@@ -38,6 +39,8 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Holds torch's attention one level deeper, as the reference does."""
 
+    need_weights = True
+
     def __init__(self, num_q_channels: int, num_kv_channels: int, num_heads: int) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(
@@ -46,7 +49,7 @@ class Attention(nn.Module):
 
     def forward(self, x_q: Tensor, x_kv: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Let queries (B, Q, X) attend to inputs (B, M, C); pad_mask is bool (B, M), True = padding."""
-        result: Tensor = self.attention(x_q, x_kv, x_kv, key_padding_mask=pad_mask, need_weights=False)[0]
+        result: Tensor = self.attention(x_q, x_kv, x_kv, key_padding_mask=pad_mask, need_weights=self.need_weights)[0]
         return result
 
 
@@ -225,8 +228,13 @@ class Plain(nn.Module):
         return self.decoder(latents, x.shape[1])
 
 
-def build_plain(config: ModelConfig) -> Plain:
-    """Build the plain form of a model of the default architecture, without dropout."""
+def build_plain(config: ModelConfig, need_weights: bool = True) -> Plain:
+    """Build the plain form of a model of the default architecture, without dropout.
+
+    Args:
+        config: What the model consists of.
+        need_weights: Whether nn.MultiheadAttention returns the attention weights, as it does unless told otherwise.
+    """
     assert config.dropout == 0, "what is timed has no dropout"
     if isinstance(config, ImageClassifierConfig):
         adapter: TextInputAdapter | ImageInputAdapter = ImageInputAdapter(config)
@@ -236,7 +244,11 @@ def build_plain(config: ModelConfig) -> Plain:
         decoder = Decoder(config, config.max_seq_len, config.vocab_size)
     else:
         decoder = Decoder(config, 1, config.num_classes)
-    return Plain(Encoder(config.encoder, adapter), decoder, not isinstance(config, MaskedLanguageModelConfig))
+    model = Plain(Encoder(config.encoder, adapter), decoder, not isinstance(config, MaskedLanguageModelConfig))
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.need_weights = need_weights
+    return model
 
 
 def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:

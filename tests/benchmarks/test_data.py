@@ -11,7 +11,7 @@ from tests.benchmarks.data import pick_batches, round_samples, write_rounds
 from tests.benchmarks.job import Job, Server, read_rounds
 from tests.benchmarks.others import implementations
 from tests.benchmarks.settings import Settings
-from tests.benchmarks.workloads import OURS, OURS_KEPT, PLAIN, WORKLOADS, find_workload, max_seq_len
+from tests.benchmarks.workloads import OURS, OURS_KEPT, PLAIN, PLAIN_FUSED, WORKLOADS, find_workload, max_seq_len
 
 
 def test_batches_are_picked_from_short_to_long_in_their_order() -> None:
@@ -42,7 +42,7 @@ def test_rounds_are_written_and_run(name: str, tmp_path: Path) -> None:
     assert (tokenizer is None) == (name in ("images", "classify"))
     if name == "fills":
         assert all(text.count("[MASK]") == 1 for text in rounds["shuffled"][0][0]["texts"])
-    names = [who for who in implementations(name) if who in (OURS, OURS_KEPT, PLAIN)]
+    names = [who for who in implementations(name) if who in (OURS, OURS_KEPT, PLAIN, PLAIN_FUSED)]
     done = [Server(Job(name, "tiny", who, "cpu", file))(1) for who in names]
     assert {p.steps for p in done} == {2}
     assert {p.samples for p in done} == {16}

@@ -6,12 +6,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.benchmarks.data import random_images, random_texts
 from tests.benchmarks.implementation import Batch, Implementation, pad_fully
-from tests.benchmarks.others import PLAIN, build_other, is_installed
+from tests.benchmarks.others import build_other, is_installed
 from tests.benchmarks.ours import build_ours
 from tests.benchmarks.peers import PEERS
-from tests.benchmarks.workloads import OURS, WORKLOADS, Workload, find_workload, max_seq_len
+from tests.benchmarks.workloads import OURS, PLAIN, PLAIN_FUSED, WORKLOADS, Workload, find_workload, max_seq_len
 
-CASES = [(workload, name) for workload in WORKLOADS for name in (OURS, PLAIN, *PEERS[workload])]
+CASES = [(workload, name) for workload in WORKLOADS for name in (OURS, PLAIN, PLAIN_FUSED, *PEERS[workload])]
 
 
 def make_batch(workload: Workload) -> Batch:
@@ -36,7 +36,7 @@ def make_tokenizer() -> Tokenizer:
 def build(name: str, workload: Workload) -> Implementation:
     if name == OURS:
         return build_ours(workload, "cpu", make_tokenizer())
-    if name != PLAIN and not is_installed(PEERS[workload.name][name]):
+    if name in PEERS[workload.name] and not is_installed(PEERS[workload.name][name]):
         pytest.skip(f"{PEERS[workload.name][name].package} is not installed (make bench installs it)")
     return build_other(name, workload, "cpu", make_tokenizer())
 

@@ -8,10 +8,11 @@ from tests.benchmarks.plain import build_plain, plain_loss
 from tests.benchmarks.workloads import find_workload
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("name", ["mlm", "joint", "images"])
-def test_plain_and_ours_have_the_same_logits(name: str) -> None:
+def test_plain_and_ours_have_the_same_logits(name: str, need_weights: bool) -> None:
     workload = find_workload(name, "tiny")
-    plain = build_plain(workload.model).eval()
+    plain = build_plain(workload.model, need_weights).eval()
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # also what starts as zeros or ones
     ours = from_reference(plain.state_dict(), workload.model)

@@ -20,6 +20,7 @@ from perceiver.config import (
 from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, TextClassifierStageConfig
 
 OURS, PLAIN = "ours", "plain"
+PLAIN_FUSED = "plain, need_weights=False"
 OURS_KEPT = "ours, encoder's output kept"
 """Names of implementations; the others have their packages' and classes' names."""
 Size = Literal["default", "tiny"]
