@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from perceiver.attention import CrossAttentionLayer, KeyValue
 
-CHUNK_ELEMENTS = 2**19
-"""Attention weights that are computed together; a megabyte or two stay in the cache of a core."""
+CHUNK_ELEMENTS = 2**20
+"""Attention weights that are computed together: few enough for the caches, enough rows for fast products."""
 
 
 class GridInputs(NamedTuple):
@@ -47,9 +47,9 @@ class GridInputs(NamedTuple):
         feature_weight, position_weight = weight.split([self.features.shape[-1], self.positions.shape[-1]], dim=1)
         sizes = [keys.out_features, values.out_features]
         parts = zip(
-            (self.positions @ position_weight.T).split(sizes, dim=1),
+            (position_weight @ self.positions.T).split(sizes),
             feature_weight.T.split(sizes, dim=1),
-            bias.split(sizes),
+            bias[None].split(sizes, dim=1),
             strict=True,
         )
         key_parts, value_parts = (_split_heads(layer.attention.num_heads, *part) for part in parts)
@@ -70,7 +70,7 @@ class SplitProjection(NamedTuple):
     """What the keys, or the values, of all rows of the batch are made of."""
 
     positions: Tensor
-    """(H, M, c)."""
+    """(H, c, M), which is the faster layout for products."""
     features: Tensor
     """(H, F, c)."""
     bias: Tensor
@@ -78,7 +78,8 @@ class SplitProjection(NamedTuple):
 
 
 def _split_heads(num_heads: int, positions: Tensor, features: Tensor, bias: Tensor) -> SplitProjection:
-    return SplitProjection(*(rearrange(x, "m (h c) -> h m c", h=num_heads) for x in (positions, features, bias[None])))
+    of_channels = (rearrange(x, "m (h c) -> h m c", h=num_heads) for x in (features, bias))
+    return SplitProjection(rearrange(positions, "(h c) m -> h c m", h=num_heads), *of_channels)
 
 
 class GridKeyValue(NamedTuple):
@@ -106,7 +107,7 @@ class GridKeyValue(NamedTuple):
         return KeyValue(*(self._written_out(parts) for parts in (self.keys, self.values)))
 
     def _written_out(self, parts: SplitProjection) -> Tensor:
-        product = parts.positions + self.features[:, None] @ parts.features
+        product = parts.positions.mT + self.features[:, None] @ parts.features
         return torch.addcmul(parts.bias, product, self.inverse_std[:, None, :, None])
 
 
@@ -171,7 +172,7 @@ class _OwnQueries:
 
     Args:
         q: The queries.
-        positions: The keys' part of the positions (H, M, c).
+        positions: The keys' part of the positions (H, c, M).
         features: The keys' part of the features (H, F, c).
     """
 
@@ -181,7 +182,7 @@ class _OwnQueries:
     def scores(self, chunk: _Chunk) -> Tensor:
         """Return the scores of a chunk (H, R, M), but for the inputs' standard deviations."""
         q = self._rows(chunk)
-        return chunk.add_features(q @ self.positions.mT, q @ self.features.mT)
+        return chunk.add_features(q @ self.positions, q @ self.features.mT)
 
     def begin_gradients(self) -> None:
         """Forget the gradients of all chunks."""
@@ -191,9 +192,9 @@ class _OwnQueries:
     def add_gradients(self, chunk: _Chunk, scores_grad: Tensor) -> None:
         """Take in the gradient of a chunk's scores (H, R, M)."""
         q, sums = self._rows(chunk), chunk.feature_sums(scores_grad)
-        self.positions_grad.baddbmm_(scores_grad.mT, q)
+        self.positions_grad.baddbmm_(q.mT, scores_grad)
         self.features_grad.baddbmm_(sums.mT, q)
-        q_grad = torch.baddbmm(sums @ self.features, scores_grad, self.positions)
+        q_grad = (sums @ self.features).baddbmm_(scores_grad, self.positions.mT)
         self.q_grad[:, chunk.place] = chunk.per_image(q_grad)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,7 +210,7 @@ class _SharedQueries(_OwnQueries):
 
     def __init__(self, q: Tensor, positions: Tensor, features: Tensor) -> None:
         super().__init__(q, positions, features)
-        self.of_positions, self.of_features = q[:, 0] @ positions.mT, q[:, 0] @ features.mT
+        self.of_positions, self.of_features = q[:, 0] @ positions, q[:, 0] @ features.mT
 
     def scores(self, chunk: _Chunk) -> Tensor:
         return chunk.add_features(chunk.for_each_image(self.of_positions), chunk.for_each_image(self.of_features))
@@ -223,9 +224,9 @@ class _SharedQueries(_OwnQueries):
         self.of_features_grad += chunk.per_image(chunk.feature_sums(scores_grad)).sum(dim=1)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        q_grad = self.of_positions_grad @ self.positions + self.of_features_grad @ self.features
+        q_grad = self.of_positions_grad @ self.positions.mT + self.of_features_grad @ self.features
         q = self.q[:, 0]
-        return q_grad[:, None], self.of_positions_grad.mT @ q, self.of_features_grad.mT @ q
+        return q_grad[:, None], q.mT @ self.of_positions_grad, self.of_features_grad.mT @ q
 
 
 class _GridAttention(torch.autograd.Function):
@@ -245,10 +246,10 @@ class _GridAttention(torch.autograd.Function):
         ctx.save_for_backward(q, features, inverse_std, key_positions, key_features, value_positions, value_features)
         queries = _queries(q, key_positions, key_features)
         num_heads, _, num_queries, _ = q.shape
-        result = q.new_empty(num_heads, len(features), num_queries, value_positions.shape[-1])
+        result = q.new_empty(num_heads, len(features), num_queries, value_features.shape[-1])
         for chunk in _chunks(features, inverse_std, num_heads * num_queries):
             weights = chunk.scale(chunk.scale(queries.scores(chunk)).softmax(dim=-1))
-            sums = torch.baddbmm(chunk.feature_sums(weights) @ value_features, weights, value_positions)
+            sums = (chunk.feature_sums(weights) @ value_features).baddbmm_(weights, value_positions.mT)
             result[:, chunk.place] = chunk.per_image(sums)
         return result
 
@@ -262,11 +263,11 @@ class _GridAttention(torch.autograd.Function):
         for chunk in _chunks(features, inverse_std, q.shape[0] * q.shape[2]):
             grad = grads[0][:, chunk.place].flatten(1, 2)
             weights = chunk.scale(queries.scores(chunk)).softmax(dim=-1)
-            products = chunk.add_features(grad @ value_positions.mT, grad @ value_features.mT)
+            products = chunk.add_features(grad @ value_positions, grad @ value_features.mT)
             scores_grad = _softmax_backward(chunk.scale(products), weights)
             queries.add_gradients(chunk, chunk.scale(scores_grad))
             chunk.scale(weights)
-            positions_grad.baddbmm_(weights.mT, grad)
+            positions_grad.baddbmm_(grad.mT, weights)
             features_grad.baddbmm_(chunk.feature_sums(weights).mT, grad)
         q_grad, key_positions_grad, key_features_grad = queries.gradients()
         return q_grad, None, None, key_positions_grad, key_features_grad, positions_grad, features_grad

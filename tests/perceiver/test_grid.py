@@ -61,7 +61,7 @@ def test_attention_in_place_equals_that_to_keys_and_values(
 
 def test_gradient_is_the_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "CHUNK_ELEMENTS", 1)
-    shapes = [(2, 3, 2, 4), (2, 5, 4), (2, 1, 4), (2, 5, 3), (2, 1, 3)]
+    shapes = [(2, 3, 2, 4), (2, 4, 5), (2, 1, 4), (2, 3, 5), (2, 1, 3)]
     q, *tables = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     features, inverse_std = torch.randn(3, 5, 1).double(), torch.rand(3, 5).double() + 0.5
 
