@@ -60,10 +60,16 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    """Return the commit, and whether the code that is measured was changed since."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
+        commit = _git("describe", "--always")
+        changes = _git("status", "--porcelain", "--", "perceiver", "pipelines", "tests", "pyproject.toml")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return f"{commit}, changed" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
