@@ -14,10 +14,9 @@ from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.progress import Progress
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
-from pipelines.stages import Prepared, prepare, with_absolute_paths
+from pipelines.stages import Prepared, StagePlan, prepare, with_absolute_paths
 from pipelines.storage import Storage, check_run_name
 from pipelines.tracking import Tracker
-from pipelines.worker import StagePlan
 
 _DRAIN_SECONDS = 30.0
 

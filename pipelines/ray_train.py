@@ -16,7 +16,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.cluster import worker_resources
 from pipelines.config import ScalingConfig
-from pipelines.worker import Report, StagePlan, run_stage
+from pipelines.stages import StagePlan
+from pipelines.worker import Report, run_stage
 
 _POLL_SECONDS = 0.5
 

@@ -1,6 +1,7 @@
-"""The kinds of stages: what each reads, what it builds, and what makes its result another one.
+"""The kinds of stages: what each reads, and what makes its result another one.
 
-`prepare` runs on the driver and finds every mistake before a worker starts; `build` runs on each worker.
+`prepare` runs on the driver and finds every mistake before a worker starts. What a worker builds is in pipelines.build,
+whose imports take seconds, which a driver that has nothing to train doesn't wait for.
 """
 
 from __future__ import annotations
@@ -12,35 +13,22 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
-from perceiver.build import build_model
 from perceiver.config import (
     ImageClassifierConfig,
     MaskedLanguageModelConfig,
     ModelConfig,
     TextClassifierConfig,
-    TextDataConfig,
 )
-from perceiver.data.encoded import EncodedTexts
-from perceiver.data.image_module import ImageDataModule
 from perceiver.data.image_sources import DIGITS
 from perceiver.data.images import prepare_images
-from perceiver.data.modules import DataModule
-from perceiver.data.sampling import Loading
 from perceiver.data.text import prepare_text
-from perceiver.data.text_module import TextDataModule, TextSource
 from perceiver.data.text_sources import TOY_REVIEWS
 from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
-from perceiver.model import PerceiverIO, PerceiverMLM
-from perceiver.saving import CONFIG, load_model, read_config, read_tokenizer
-from perceiver.tasks.base import Task
-from perceiver.tasks.image_classifier import ImageClassifier
-from perceiver.tasks.masked_language_model import MaskedLanguageModel
-from perceiver.tasks.text_classifier import TextClassifier
+from perceiver.saving import CONFIG, read_config, read_tokenizer
 from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
 from pipelines.storage import Storage
 
@@ -50,7 +38,6 @@ _WITHOUT_EFFECT = {
     "trainer": ("checkpoint_every_n_steps",),
 }
 _PATHS = ("path", "test_path", "unlabelled_path", "tokenizer")
-_HELD_BYTES = 2e9  # images that a GPU holds, so that no batch travels there
 
 
 @dataclass(frozen=True)
@@ -87,6 +74,23 @@ class Prepared:
         """Return the tokenizer of a text model."""
         assert self.tokenizer is not None
         return Tokenizer.from_str(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """All that a worker needs to train a stage.
+
+    Attributes:
+        name: Name of the stage.
+        config: Its settings.
+        prepared: What the driver learned about its data and model.
+        storage: Folder of its result.
+    """
+
+    name: str
+    config: StageConfig
+    prepared: Prepared
+    storage: Storage
 
 
 def prepare(config: StageConfig) -> Prepared:
@@ -202,74 +206,3 @@ def _check_same(section: str, source: Any, wanted: Any, init_from: str) -> None:
                 f"{section}.{f.name} is {json.dumps(here)}, but the model in {init_from} has {json.dumps(there)}: "
                 f"set {section}.{f.name} to {json.dumps(there)}, or start from another model"
             )
-
-
-def build(
-    config: StageConfig, prepared: Prepared, loading: Loading, device: torch.device | None = None
-) -> tuple[Task, DataModule]:
-    """Build a stage's task and its data on a worker.
-
-    Args:
-        config: Settings of the stage.
-        prepared: What the driver learned.
-        loading: Which part of the data this worker reads, and from where on.
-        device: Device that the worker trains on (none: the CPU).
-    """
-    device = device or torch.device("cpu")
-    data = _build_data(config, prepared, loading)
-    total_steps = data.steps_per_epoch * config.trainer.max_epochs
-    torch.manual_seed(config.trainer.seed)
-    model = build_model(prepared.model)
-    task = _build_task(config, prepared, model, total_steps)
-    if config.trainer.compile:
-        model.encoder.compile_blocks()
-    trains = loading.start_epoch < config.trainer.max_epochs
-    if isinstance(config, TextClassifierStageConfig) and config.freeze_encoder and trains:
-        _keep_latents(model, data, config.data, device)
-    if isinstance(data, ImageDataModule) and device.type != "cpu":
-        data.hold(device, _HELD_BYTES)
-    return task, data
-
-
-def _keep_latents(
-    model: PerceiverIO | PerceiverMLM, data: DataModule, config: TextDataConfig, device: torch.device
-) -> None:
-    """Let the frozen encoder read each text that it would see in every epoch now, and never again."""
-    texts = EncodedTexts(
-        config.cache_dir, config.kept_latents_gb * 1e9, worker=data.loading.rank, num_workers=data.loading.world_size
-    )
-    sources = [source for source in (data.train, data.validation) if isinstance(source, TextSource)]
-    data.train, data.validation = texts.keep(model.encoder.eval(), sources, device)
-
-
-def _build_data(config: StageConfig, prepared: Prepared, loading: Loading) -> TextDataModule | ImageDataModule:
-    if isinstance(config, ImageClassifierStageConfig):
-        return ImageDataModule(prepare_images(config.data), config.data, loading)
-    masking = config.masking if isinstance(config, MLMStageConfig) else None
-    texts = prepare_text(config.data, prepared.load_tokenizer(), labelled=masking is None)
-    return TextDataModule(texts, config.data, loading, masking)
-
-
-def _build_task(config: StageConfig, prepared: Prepared, model: PerceiverIO | PerceiverMLM, total_steps: int) -> Task:
-    optimizer, seed = config.optimizer, config.trainer.seed
-    if isinstance(config, MLMStageConfig):
-        assert isinstance(model, PerceiverMLM)
-        tokenizer = prepared.load_tokenizer()
-        samples, k = config.samples, config.num_predictions
-        return MaskedLanguageModel(model, prepared.vocab_size, optimizer, total_steps, seed, tokenizer, samples, k)
-    assert isinstance(model, PerceiverIO)
-    if isinstance(config, ImageClassifierStageConfig):
-        return ImageClassifier(model, prepared.num_classes, optimizer, total_steps, seed)
-    if config.init_from is not None:
-        _take_weights(model, config.init_from)
-    return TextClassifier(model, prepared.num_classes, optimizer, total_steps, seed, config.freeze_encoder)
-
-
-def _take_weights(model: PerceiverIO, init_from: str) -> None:
-    """Start a classifier from a masked language model's encoder, or from the whole of another classifier."""
-    with Storage.from_uri(init_from).as_local_folder() as folder:
-        source = load_model(folder)
-    if isinstance(source.config, MaskedLanguageModelConfig):
-        model.encoder.load_state_dict(source.model.encoder.state_dict())
-    else:
-        model.load_state_dict(source.model.state_dict())

@@ -12,7 +12,8 @@ import torch
 
 from pipelines.cluster import own_cores, trains_in_process
 from pipelines.config import ScalingConfig
-from pipelines.worker import Report, StagePlan, run_stage
+from pipelines.stages import StagePlan
+from pipelines.worker import Report, run_stage
 
 
 def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,19 @@ import pytorch_lightning as pl
 import torch
 from tokenizers import Tokenizer
 
+from perceiver.allocator import keep_freed_memory
 from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
 from perceiver.tasks.base import Task
+from pipelines.build import build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
-from pipelines.config import StageConfig, TextClassifierStageConfig
+from pipelines.config import StageConfig
 from pipelines.journal import JournalWriter
 from pipelines.stage_folder import CHECKPOINTS
-from pipelines.stages import Prepared, build
-from pipelines.storage import Storage
+from pipelines.stages import StagePlan
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """All that a worker needs to train a stage.
-
-    Attributes:
-        name: Name of the stage.
-        config: Its settings.
-        prepared: What the driver learned about its data and model.
-        storage: Folder of its result.
-    """
-
-    name: str
-    config: StageConfig
-    prepared: Prepared
-    storage: Storage
 
 
 def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
@@ -64,6 +47,8 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, seconds.
     """
     _be_quiet()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     started = time.monotonic()
     trainer_config = plan.config.trainer
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
@@ -77,9 +62,12 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         start_epoch=start.epoch,
         start_step=start.batch,
     )
-    if isinstance(plan.config, TextClassifierStageConfig) and plan.config.freeze_encoder and rank == 0:
-        report({"phase": "encoding the texts"})
-    task, data = build(plan.config, plan.prepared, loading, _device(world_size))
+
+    def announce(phase: str) -> None:
+        if rank == 0:
+            report({"phase": phase})
+
+    task, data = build(plan.config, plan.prepared, loading, _device(world_size), announce)
     with _journal(plan, start, rank) as journal, _pass_on_ctrl_c():
         callback = StageCallback(trainer_config, journal, report, start, started)
         trainer = _trainer(plan.config, world_size, StoreIO(store), callback)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,13 +50,20 @@ class EncodedTexts:
     worker: int = 0
     num_workers: int = 1
 
-    def keep(self, encoder: PerceiverEncoder, sources: Sequence[TextSource], device: torch.device) -> list[BatchSource]:
+    def keep(
+        self,
+        encoder: PerceiverEncoder,
+        sources: Sequence[TextSource],
+        device: torch.device,
+        before_encoding: Callable[[], None] = lambda: None,
+    ) -> list[BatchSource]:
         """Encode all texts that are not encoded yet.
 
         Args:
             encoder: Frozen encoder, in evaluation mode.
             sources: Splits of a classifier's texts.
             device: Where to encode.
+            before_encoding: Called before texts are encoded, not where all of them are already.
 
         Returns:
             For each split a source that gives latents in place of tokens; `sources` themselves, if their latents would
@@ -69,9 +76,11 @@ class EncodedTexts:
         folder = Path(self.cache_dir).expanduser().resolve() / f"{_PREFIX}{_encoder_fingerprint(encoder)[:32]}"
         _make_room(folder, self.max_bytes - size)
         encoder.to(device)
-        return [self._keep_split(encoder, source, folder) for source in sources]
+        return [self._keep_split(encoder, source, folder, before_encoding) for source in sources]
 
-    def _keep_split(self, encoder: PerceiverEncoder, source: TextSource, folder: Path) -> BatchSource:
+    def _keep_split(
+        self, encoder: PerceiverEncoder, source: TextSource, folder: Path, before_encoding: Callable[[], None]
+    ) -> BatchSource:
         batches = evaluation_batches(len(source), _BATCH_SIZE, source.lengths)
         per_part = _PART_SIZE // _BATCH_SIZE
         parts = [batches[start : start + per_part] for start in range(0, len(batches), per_part)]
@@ -79,7 +88,7 @@ class EncodedTexts:
         latents: dict[int, npt.NDArray[np.float32]] = {}
         first = self.worker * len(parts) // self.num_workers
         for number in [*range(first, len(parts)), *range(first)]:
-            write = partial(_encode, encoder, source, parts[number])
+            write = partial(_encode, encoder, source, parts[number], before_encoding)
             part = cached_folder(str(folder), f"{name}-{number:05d}", write)
             latents[number] = np.load(part / _LATENTS_FILE, mmap_mode="r")
         return EncodedSource(source, np.concatenate(batches), [latents[number] for number in range(len(parts))])
@@ -131,8 +140,15 @@ def _texts_fingerprint(source: TextSource) -> str:
     return digest.hexdigest()
 
 
-def _encode(encoder: PerceiverEncoder, source: TextSource, batches: list[IntArray], folder: Path) -> None:
+def _encode(
+    encoder: PerceiverEncoder,
+    source: TextSource,
+    batches: list[IntArray],
+    before_encoding: Callable[[], None],
+    folder: Path,
+) -> None:
     """Write the latents of some batches into a file in a folder."""
+    before_encoding()
     shape = (sum(map(len, batches)), *encoder.latents.shape)
     file = np.lib.format.open_memmap(folder / _LATENTS_FILE, mode="w+", dtype=np.float32, shape=shape)
     device = encoder.latents.device

@@ -26,10 +26,11 @@ from perceiver.data.sampling import Loading
 from perceiver.optim import build_optimizer, schedule_factor
 from perceiver.random import step_seed
 from perceiver.tasks.base import Batch, Task
+from pipelines.build import build
 from pipelines.config import MLMStageConfig, StageConfig, TextClassifierStageConfig
-from pipelines.stages import Prepared, build, prepare
+from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
-from pipelines.worker import StagePlan, run_stage
+from pipelines.worker import run_stage
 
 _WARM_UP = 10
 _BATCH_SIZE = 32

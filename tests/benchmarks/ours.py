@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from perceiver import allocator
 from perceiver.build import build_model
 from perceiver.config import MaskedLanguageModelConfig, ModelConfig
 from perceiver.inference import Predictor
@@ -37,6 +38,8 @@ def build_ours(workload: Workload, device: str, tokenizer: Tokenizer | None = No
 
 def train_ours(model: PerceiverIO | PerceiverMLM, workload: Workload, device: str) -> Implementation:
     """Make the training step of a model of ours."""
+    if device == "cpu":
+        allocator.keep_freed_memory()
     task = _task(model, workload).to(device)
     optimizer = build_optimizer(task.model, workload.optimizer)
 

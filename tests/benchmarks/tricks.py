@@ -191,6 +191,12 @@ TRICKS: dict[str, Trick] = {
         "attention to images that never writes their keys and values (off: written out of the two parts)",
         ("images", "classify"),
     ),
+    "kept memory": _function(
+        "perceiver.allocator.keep_freed_memory",
+        lambda: False,
+        "glibc keeps up to 64 MB of freed memory instead of giving it back (on a CPU)",
+        _ALL,
+    ),
     "fused Adam": Trick("Adam as one kernel for all parameters", _ALL, _separate_adam),
 }
 """Each trick by its name."""

@@ -20,8 +20,9 @@ from perceiver.errors import UserError
 from perceiver.model import PerceiverIO
 from perceiver.saving import load_model, save_model
 from perceiver.tasks.base import Task
+from pipelines.build import build
 from pipelines.config import StageConfig, TextClassifierStageConfig
-from pipelines.stages import Prepared, build, fingerprint, prepare, with_absolute_paths
+from pipelines.stages import Prepared, fingerprint, prepare, with_absolute_paths
 from tests.pipelines.tiny import (
     ENCODER,
     TRAINER,

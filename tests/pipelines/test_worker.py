@@ -20,9 +20,9 @@ from perceiver.tasks.base import Task
 from pipelines import worker
 from pipelines.callback import StageCallback
 from pipelines.config import StageConfig
-from pipelines.stages import Prepared, prepare
+from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
-from pipelines.worker import StagePlan, run_stage
+from pipelines.worker import run_stage
 from tests.pipelines.tiny import (
     STEPS,
     STEPS_PER_EPOCH,

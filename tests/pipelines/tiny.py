@@ -16,9 +16,9 @@ from perceiver.config import (
     TrainerConfig,
 )
 from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
-from pipelines.stages import Prepared, prepare
+from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
-from pipelines.worker import StagePlan, run_stage
+from pipelines.worker import run_stage
 
 ENCODER = EncoderConfig(
     num_latents=4,

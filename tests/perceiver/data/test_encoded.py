@@ -75,6 +75,14 @@ def test_each_text_is_read_once_whoever_asks(cache_dir: Path) -> None:
         assert torch.equal(one.read(samples, 0)["latents"], other.read(samples, 0)["latents"])
 
 
+def test_encoding_is_announced_where_there_is_something_to_encode(cache_dir: Path) -> None:
+    announced: list[bool] = []
+    for expected in (True, False):
+        EncodedTexts(str(cache_dir), 1e9).keep(make_encoder(), [source()], CPU, lambda: announced.append(True))
+        assert bool(announced) == expected
+        announced.clear()
+
+
 def test_workers_start_with_different_parts(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
