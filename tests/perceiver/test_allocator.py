@@ -33,7 +33,7 @@ def count_page_faults(mode: str) -> int:
 
 @pytest.mark.skipif(not has_glibc, reason="glibc alone can be told")
 def test_memory_that_was_freed_is_taken_again() -> None:
-    assert 10 * count_page_faults("keep") < count_page_faults("leave")
+    assert count_page_faults("keep") < 1000  # of 122,880; left alone, it is 0 now and then, so that isn't compared
 
 
 @pytest.mark.parametrize("name", allocator._VARIABLES)
