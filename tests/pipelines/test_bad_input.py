@@ -202,8 +202,8 @@ def test_ctrl_c_during_preparation(root: Path, tmp_path: Path) -> None:
     process = start(command("sentiment", root, **{"data.path": tmp_path / "aclImdb"}))
     writer = open_for_writing(pipe, process)
     process.send_signal(signal.SIGINT)
+    os.close(writer)  # a signal that comes just before the read begins would wait for it to end
     out, err = process.communicate(timeout=60)
-    os.close(writer)
     assert (process.returncode, out) == (130, "")
     assert err == "stopped; the same command goes on from the newest checkpoint\n"
     assert tree(root / "runs") == before
