@@ -14,6 +14,9 @@ Letters in shapes are those of perceiver.attention, and F features of an input, 
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from perceiver.attention import CrossAttentionLayer, KeyValue
 
-CHUNK_ELEMENTS = 2**20
+CHUNK_ELEMENTS = 2**19
 """Attention weights that are computed together: few enough for the caches, enough rows for fast products."""
 
 
@@ -121,8 +124,28 @@ def attends_in_place(q: Tensor, features: Tensor, dropout_p: float) -> bool:
     return q.device.type == "cpu" and is_plain and not torch.is_autocast_enabled("cpu")
 
 
+class _Scratch(threading.local):
+    """Memory of a thread for the large arrays of a chunk, kept from call to call.
+
+    To get such arrays from the system for each chunk takes longer than to compute what they hold.
+    """
+
+    memory: Tensor | None = None
+
+    def arrays(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an array of a shape, which is overwritten by whoever asks next in this thread."""
+        size = math.prod(shape)
+        if self.memory is None or self.memory.dtype != like.dtype or len(self.memory) < size:
+            with torch.inference_mode(False):  # else it could not be written to in training
+                self.memory = like.new_empty(size)
+        return self.memory[:size].view(shape)
+
+
+_scratch = _Scratch()
+
+
 class _Chunk(NamedTuple):
-    """The features of b images, and what is computed with them.
+    """The features of b images, what is computed with them, and where.
 
     Rows R of the arrays below are the queries of all images of the chunk, image by image: R = b * N.
     """
@@ -133,14 +156,16 @@ class _Chunk(NamedTuple):
     """(b, M, F)."""
     inverse_std: Tensor
     """(b, 1, M)."""
+    scratch: Tensor
+    """Room for three arrays (3, H, R, M)."""
 
     def per_image(self, x: Tensor) -> Tensor:
         """View (H, R, ...) as (H, b, N, ...)."""
         return x.unflatten(1, (len(self.features), -1))
 
     def for_each_image(self, x: Tensor) -> Tensor:
-        """Repeat (H, N, ...) for each image: a new array (H, R, ...)."""
-        return x[:, None].repeat(1, len(self.features), 1, 1).flatten(1, 2)
+        """Expand (H, N, ...) to the images of the chunk: (H, b, N, ...)."""
+        return x[:, None].expand(-1, len(self.features), -1, -1)
 
     def scale(self, x: Tensor) -> Tensor:
         """Multiply (H, R, M) in place by the inputs' 1 / standard deviation."""
@@ -160,11 +185,14 @@ class _Chunk(NamedTuple):
         return (self.features.mT @ self.per_image(weights).mT).mT.flatten(1, 2)
 
 
-def _chunks(features: Tensor, inverse_std: Tensor, rows_per_image: int) -> list[_Chunk]:
+def _chunks(features: Tensor, inverse_std: Tensor, num_heads: int, num_queries: int) -> Iterator[_Chunk]:
     num_images, num_inputs, _ = features.shape
-    size = max(1, CHUNK_ELEMENTS // (rows_per_image * num_inputs))
-    places = [slice(start, start + size) for start in range(0, num_images, size)]
-    return [_Chunk(place, features[place], inverse_std[place, None]) for place in places]
+    size = max(1, CHUNK_ELEMENTS // (num_heads * num_queries * num_inputs))
+    for start in range(0, num_images, size):
+        place = slice(start, min(start + size, num_images))
+        num_rows = (place.stop - start) * num_queries
+        scratch = _scratch.arrays((3, num_heads, num_rows, num_inputs), like=features)
+        yield _Chunk(place, features[place], inverse_std[place, None], scratch)
 
 
 class _OwnQueries:
@@ -179,10 +207,10 @@ class _OwnQueries:
     def __init__(self, q: Tensor, positions: Tensor, features: Tensor) -> None:
         self.q, self.positions, self.features = q, positions, features
 
-    def scores(self, chunk: _Chunk) -> Tensor:
+    def scores(self, chunk: _Chunk, out: Tensor) -> Tensor:
         """Return the scores of a chunk (H, R, M), but for the inputs' standard deviations."""
         q = self._rows(chunk)
-        return chunk.add_features(q @ self.positions, q @ self.features.mT)
+        return chunk.add_features(torch.bmm(q, self.positions, out=out), q @ self.features.mT)
 
     def begin_gradients(self) -> None:
         """Forget the gradients of all chunks."""
@@ -212,8 +240,9 @@ class _SharedQueries(_OwnQueries):
         super().__init__(q, positions, features)
         self.of_positions, self.of_features = q[:, 0] @ positions, q[:, 0] @ features.mT
 
-    def scores(self, chunk: _Chunk) -> Tensor:
-        return chunk.add_features(chunk.for_each_image(self.of_positions), chunk.for_each_image(self.of_features))
+    def scores(self, chunk: _Chunk, out: Tensor) -> Tensor:
+        chunk.per_image(out).copy_(chunk.for_each_image(self.of_positions))
+        return chunk.add_features(out, chunk.for_each_image(self.of_features).flatten(1, 2))
 
     def begin_gradients(self) -> None:
         self.of_positions_grad = torch.zeros_like(self.of_positions)
@@ -247,8 +276,8 @@ class _GridAttention(torch.autograd.Function):
         queries = _queries(q, key_positions, key_features)
         num_heads, _, num_queries, _ = q.shape
         result = q.new_empty(num_heads, len(features), num_queries, value_features.shape[-1])
-        for chunk in _chunks(features, inverse_std, num_heads * num_queries):
-            weights = chunk.scale(chunk.scale(queries.scores(chunk)).softmax(dim=-1))
+        for chunk in _chunks(features, inverse_std, num_heads, num_queries):
+            weights = chunk.scale(_attention_weights(queries, chunk))
             sums = (chunk.feature_sums(weights) @ value_features).baddbmm_(weights, value_positions.mT)
             result[:, chunk.place] = chunk.per_image(sums)
         return result
@@ -260,11 +289,12 @@ class _GridAttention(torch.autograd.Function):
         queries = _queries(q, key_positions, key_features)
         queries.begin_gradients()
         positions_grad, features_grad = torch.zeros_like(value_positions), torch.zeros_like(value_features)
-        for chunk in _chunks(features, inverse_std, q.shape[0] * q.shape[2]):
+        for chunk in _chunks(features, inverse_std, q.shape[0], q.shape[2]):
             grad = grads[0][:, chunk.place].flatten(1, 2)
-            weights = chunk.scale(queries.scores(chunk)).softmax(dim=-1)
-            products = chunk.add_features(grad @ value_positions, grad @ value_features.mT)
-            scores_grad = _softmax_backward(chunk.scale(products), weights)
+            weights = _attention_weights(queries, chunk)
+            products = torch.bmm(grad, value_positions, out=chunk.scratch[0])
+            weights_grad = chunk.scale(chunk.add_features(products, grad @ value_features.mT))
+            scores_grad = _softmax_backward(weights_grad, weights, out=chunk.scratch[2])
             queries.add_gradients(chunk, chunk.scale(scores_grad))
             chunk.scale(weights)
             positions_grad.baddbmm_(grad.mT, weights)
@@ -277,7 +307,13 @@ def _queries(q: Tensor, positions: Tensor, features: Tensor) -> _OwnQueries:
     return (_SharedQueries if q.shape[1] == 1 else _OwnQueries)(q, positions, features)
 
 
-def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+def _attention_weights(queries: _OwnQueries, chunk: _Chunk) -> Tensor:
+    """Return the softmax (H, R, M) of a chunk's scores, in the second array of its scratch memory."""
+    scores = chunk.scale(queries.scores(chunk, out=chunk.scratch[0]))
+    return torch.softmax(scores, dim=-1, out=chunk.scratch[1])
+
+
+def _softmax_backward(grad: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     """Return the gradient of scores, given that of the softmax and the softmax itself, in two passes over memory."""
-    result: Tensor = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+    result: Tensor = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype, grad_input=out)
     return result

@@ -101,6 +101,15 @@ def test_model_of_images_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, image
     assert not any(bias.any() for bias in biases)
 
 
+def test_training_goes_on_after_inference_in_the_same_thread() -> None:
+    grid._scratch.memory = None
+    model, images = make_model((6, 6, 1)), torch.rand(3, 6, 6, 1)
+    with torch.inference_mode():
+        predicted = model(images)
+    torch.testing.assert_close(logits_and_gradients(model, images)["logits"], predicted.clone())
+    assert torch.equal(model(images), predicted)
+
+
 def whole_inputs(adapter: ImageInputAdapter, x: Tensor) -> Tensor:
     positions = adapter.position_encoding.expand(len(x), -1, -1)
     return torch.cat([x.reshape(len(x), -1, x.shape[-1]), positions], dim=-1)
