@@ -7,7 +7,7 @@ that belongs to the position, the same for every image, and a part per feature o
 
 Attention weights and their sums are then taken against the position parts, without ever writing keys and values for
 every image, in chunks of images that stay in the cache. For 128 images of 28 x 28 pixels and the default model, forward
-and backward pass of a cross-attention take 0.17 s of one core instead of 0.73 s, and none of the memory.
+and backward pass of a cross-attention take 0.17 s of one core instead of 0.76 s, and none of the memory.
 
 Letters in shapes are those of perceiver.attention, and F features of an input, c channels of a head.
 """
@@ -172,6 +172,10 @@ class _Chunk(NamedTuple):
         self.per_image(x).mul_(self.inverse_std)
         return x
 
+    def products(self, x: Tensor, positions: Tensor, features: Tensor, out: Tensor) -> Tensor:
+        """Multiply rows (H, R, c) with the keys, or values, of all inputs, but for the standard deviations."""
+        return self.add_features(torch.bmm(x, positions, out=out), x @ features.mT)
+
     def add_features(self, of_positions: Tensor, of_features: Tensor) -> Tensor:
         """Add to products with positions (H, R, M), in place, those with features (H, R, F), for each input."""
         of_image = self.per_image(of_positions).flatten(0, 1)  # (H b, N, M)
@@ -209,8 +213,7 @@ class _OwnQueries:
 
     def scores(self, chunk: _Chunk, out: Tensor) -> Tensor:
         """Return the scores of a chunk (H, R, M), but for the inputs' standard deviations."""
-        q = self._rows(chunk)
-        return chunk.add_features(torch.bmm(q, self.positions, out=out), q @ self.features.mT)
+        return chunk.products(self._rows(chunk), self.positions, self.features, out)
 
     def begin_gradients(self) -> None:
         """Forget the gradients of all chunks."""
@@ -292,8 +295,7 @@ class _GridAttention(torch.autograd.Function):
         for chunk in _chunks(features, inverse_std, q.shape[0], q.shape[2]):
             grad = grads[0][:, chunk.place].flatten(1, 2)
             weights = _attention_weights(queries, chunk)
-            products = torch.bmm(grad, value_positions, out=chunk.scratch[0])
-            weights_grad = chunk.scale(chunk.add_features(products, grad @ value_features.mT))
+            weights_grad = chunk.scale(chunk.products(grad, value_positions, value_features, out=chunk.scratch[0]))
             scores_grad = _softmax_backward(weights_grad, weights, out=chunk.scratch[2])
             queries.add_gradients(chunk, chunk.scale(scores_grad))
             chunk.scale(weights)

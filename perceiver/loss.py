@@ -44,7 +44,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         wants_gradient = any(ctx.needs_input_grad)
-        # A CPU multiplies a sixth faster with weights of the shape (E, V), and with gradients of the shape (E, T).
+        # On a CPU weights of the shape (E, V) make the logits 1.06 times as fast; with gradients of the shape (E, T) as
+        # well, the inputs' gradient is 1.3 times as fast.
         weight_t, x_grad_t = weight.T.contiguous(), torch.empty_like(x.T, memory_format=torch.contiguous_format)
         weight_grad, bias_grad = torch.zeros_like(weight), torch.zeros_like(bias)
         losses = x.new_empty(len(x), dtype=torch.float32 if x.dtype != torch.float64 else torch.float64)
