@@ -21,7 +21,7 @@ Result = dict[str, Any]
 _DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
 _REGIME_TITLES = {
     "as run": "As its users run it: nothing is set from outside.",
-    "tuned": "Memory kept for everybody: glibc gives nothing back to the system (GLIBC_TUNABLES), and ours, which keeps "
+    "tuned": "Memory kept for everybody: glibc gives nothing back to the system (GLIBC_TUNABLES); ours, which keeps "
     "64 MB by itself, leaves that alone.",
 }
 _INTRODUCTION = """# Benchmarks
