@@ -7,13 +7,14 @@ any more) is left out of the measurement.
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,23 @@ _TEXTS = ("mlm", "frozen", "joint")
 _ALL = (*_TEXTS, "images")
 
 
+class Count:
+    """Counts the calls of functions. A Mock would keep their arguments, and with these the memory that is measured."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its calls counted."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
 @dataclass(frozen=True)
 class Trick:
     """One thing that makes our implementation faster.
@@ -38,7 +56,7 @@ class Trick:
     Attributes:
         description: What it is, for the page.
         workloads: Workloads that it is for.
-        without: Takes it away for as long as the context is open; yields a mock that counts the calls, if any.
+        without: Takes it away for as long as the context is open; yields the count of calls, if any.
         needs: Dotted name of the function that is replaced (none: it always exists).
         order: Order of the samples without it (none: as ever).
         padding: Padding without it (none: as ever).
@@ -46,7 +64,7 @@ class Trick:
 
     description: str
     workloads: tuple[str, ...]
-    without: Callable[[], AbstractContextManager[Mock | None]] = nullcontext
+    without: Callable[[], AbstractContextManager[Count | None]] = nullcontext
     needs: str | None = None
     order: Order | None = None
     padding: Padding | None = None
@@ -64,7 +82,7 @@ class Trick:
 
 
 @contextmanager
-def replaced(target: str, plainer: Callable[..., Any]) -> Iterator[Mock]:
+def replaced(target: str, plainer: Callable[..., Any]) -> Iterator[Count]:
     """Put another function in the place of one of ours, in each module of ours that has it.
 
     Args:
@@ -72,14 +90,15 @@ def replaced(target: str, plainer: Callable[..., Any]) -> Iterator[Mock]:
         plainer: What is called instead.
     """
     original = pkgutil.resolve_name(target)
-    mock = Mock(side_effect=plainer)
+    count = Count()
+    counted = count.counted(plainer)
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] not in ("perceiver", "pipelines"):
                 continue
             for attribute in [key for key, value in vars(module).items() if value is original]:
-                stack.enter_context(patch.object(module, attribute, mock))
-        yield mock
+                stack.enter_context(patch.object(module, attribute, counted))
+        yield count
 
 
 def _predicate(name: str, description: str, workloads: tuple[str, ...]) -> Trick:
@@ -108,54 +127,54 @@ def _decode_all_positions(task: MaskedLanguageModel, batch: Batch) -> LossTerms:
 
 
 @contextmanager
-def _all_positions() -> Iterator[Mock]:
-    with patch.object(MaskedLanguageModel, "loss_terms", autospec=True, side_effect=_decode_all_positions) as mock:
-        yield mock
+def _all_positions() -> Iterator[Count]:
+    count = Count()
+    with patch.object(MaskedLanguageModel, "loss_terms", count.counted(_decode_all_positions)):
+        yield count
 
 
 @contextmanager
-def _project_in_each_layer() -> Iterator[Mock]:
+def _project_in_each_layer() -> Iterator[Count]:
     """Let each application of a cross-attention layer project the inputs to keys and values for itself."""
     project, forward = CrossAttentionLayer.project, CrossAttentionLayer.forward
-    count = Mock()
+    count = Count()
 
     def project_later(layer: CrossAttentionLayer, *inputs: Any) -> Any:
         return inputs
 
     def project_now(layer: CrossAttentionLayer, x: Tensor, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        count()
         return forward(layer, x, project(layer, *inputs), *args, **kwargs)
 
     with (
         patch.object(CrossAttentionLayer, "project", project_later),
-        patch.object(CrossAttentionLayer, "forward", project_now),
+        patch.object(CrossAttentionLayer, "forward", count.counted(project_now)),
     ):
         yield count
 
 
 @contextmanager
-def _whole_images() -> Iterator[Mock]:
+def _whole_images() -> Iterator[Count]:
     """Give the encoder pixels and position encodings concatenated, for each image."""
-    inputs = ImageInputAdapter.inputs
+    inputs, count = ImageInputAdapter.inputs, Count()
 
     def concatenated(adapter: ImageInputAdapter, x: Tensor) -> Tensor:
         features, positions = inputs(adapter, x)
         return torch.cat([features, repeat(positions, "m c -> b m c", b=len(x))], dim=-1)
 
-    with patch.object(ImageInputAdapter, "inputs", autospec=True, side_effect=concatenated) as mock:
-        yield mock
+    with patch.object(ImageInputAdapter, "inputs", count.counted(concatenated)):
+        yield count
 
 
 @contextmanager
-def _separate_adam() -> Iterator[Mock]:
+def _separate_adam() -> Iterator[Count]:
     """Let Adam be carried out as torch does it unless told otherwise."""
-    adam = torch.optim.Adam
+    adam, count = torch.optim.Adam, Count()
 
     def unfused(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         return adam(*args, **{**kwargs, "fused": None})
 
-    with patch.object(torch.optim, "Adam", side_effect=unfused) as mock:
-        yield mock
+    with patch.object(torch.optim, "Adam", count.counted(unfused)):
+        yield count
 
 
 TRICKS: dict[str, Trick] = {
