@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.benchmarks.processes import REGIMES
 from tests.benchmarks.settings import Settings, say
 
@@ -82,10 +84,11 @@ def parse(argv: Sequence[str]) -> tuple[list[str], Settings, bool]:
     values = parser.parse_args(argv)
     known = list(sections())
     if values.list:
-        print("\n".join(known))
+        print("\n".join(["tricks", *known]))
         sys.exit(0)
     try:
         names = chosen(values.what, known, values.device)
+        check(values)
     except ValueError as error:
         parser.error(str(error))
     settings = Settings(
@@ -102,6 +105,17 @@ def parse(argv: Sequence[str]) -> tuple[list[str], Settings, bool]:
         command=public_command(argv, values.data),
     )
     return names, settings, values.render
+
+
+def check(values: argparse.Namespace) -> None:
+    """Raise a ValueError if something can't be measured as it is asked for."""
+    for name in ("rounds", "batches", "steps"):
+        if getattr(values, name) < 1:
+            raise ValueError(f"--{name} is {getattr(values, name)}, but must be 1 or more")
+    if values.data is not None and not values.data.is_dir():
+        raise ValueError(f"--data {values.data} is no folder: name one with imdb/ and mnist/, or leave it out")
+    if values.device == "cuda" and not values.render and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but PyTorch finds no GPU here")
 
 
 def public_command(argv: Sequence[str], data: Path | None) -> str:
@@ -130,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
         say(name)
         start = time.monotonic()
         result = known[name](settings)
-        settings.save(name, {**result, "environment": describe(settings.device, settings.size, settings.command)})
+        settings.save(name, {**result, "environment": describe(settings)})
         write_page(settings)
         say(f"  {name} took {time.monotonic() - start:.0f} s")
     write_page(settings)

@@ -12,31 +12,28 @@ from pathlib import Path
 import joblib
 import torch
 
-from tests.benchmarks.settings import REPOSITORY
+from tests.benchmarks.settings import REPOSITORY, Settings
 
 _PACKAGES = ("torch", "pytorch-lightning", "perceiver-pytorch", "transformers")
 
 
-def describe(device: str, size: str, command: str) -> dict[str, str]:
-    """Return what has to be known about a measurement, by what it is called on the page.
-
-    Args:
-        device: cpu or cuda.
-        size: default or tiny.
-        command: The command line.
-    """
+def describe(settings: Settings) -> dict[str, str]:
+    """Return what has to be known about a measurement, by what it is called on the page."""
+    sets = {"imdb": "reviews of IMDB", "mnist": "MNIST"}
+    found = [shown for name, shown in sets.items() if settings.find_data(name)]
     facts = {
-        "command": f"`{command}`",
+        "command": f"`{settings.command}`",
+        "data": " and ".join(found) or "built-in toy reviews and random images",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "processor": f"{_processor()}, {joblib.cpu_count()} cores, {torch.get_num_threads()} threads, {_memory()}",
         "system": f"{platform.system()}, {' '.join(platform.libc_ver()).strip()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{package} {_version(package)}" for package in _PACKAGES),
     }
-    if device == "cuda":
+    if settings.device == "cuda":
         facts["GPU"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, bf16 mixed precision for all"
-    if size != "default":
-        facts["size"] = f"{size}: for tests, these figures mean nothing"
+    if settings.size != "default":
+        facts["size"] = f"{settings.size}: for tests, these figures mean nothing"
     return facts
 
 

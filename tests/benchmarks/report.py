@@ -33,9 +33,10 @@ Written by `make bench`; do not edit. How to read it:
 - A round is a pass over the same reviews or images for everybody. Ours takes reviews in batches of like length, as the
   pipelines do; the others take them shuffled. Tokens are those that are not padding.
 - *plain* is Perceiver IO written down with nn.MultiheadAttention and nothing else (`tests/benchmarks/plain.py`); with
-  the same weights it gives our logits. It calls nn.MultiheadAttention as one does unless one knows that
-  `need_weights=False` is faster, which is a row of its own. Peers are configured as close to ours as their classes let
+  the same weights it gives our logits. It calls nn.MultiheadAttention as one does unless one knows of
+  `need_weights=False`, which is a row of its own. Peers are configured as close to ours as their classes let
   one.
+- *Encoder's output kept* is a step after each review was encoded once; what a whole stage gains has its own section.
 - *MiB of work* is what the work adds to the memory that the process had before its first batch; *MiB in all* has the
   libraries in it, of which ours loads more (Lightning, torchmetrics).
 """

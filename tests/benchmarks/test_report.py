@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.__main__ import chosen, parse, public_command, sections
 from tests.benchmarks.curves import greatest_difference
@@ -128,3 +129,24 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.data == tmp_path
     assert settings.find_data("imdb") is None
     assert settings.command == "python -m tests.benchmarks mlm --rounds 7 --regime tuned --data FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mlm", "--rounds", "0"], "--rounds is 0, but must be 1 or more"),
+        (["mlm", "--data", "/nowhere"], "--data /nowhere is no folder"),
+        pytest.param(
+            ["mlm", "--device", "cuda"],
+            "--device is cuda, but PyTorch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
