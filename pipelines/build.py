@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,6 +26,9 @@ from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageCo
 from pipelines.stages import Prepared
 from pipelines.storage import Storage
 
+Report = Callable[[dict[str, Any]], None]
+
+_NO_ROOM = "reads the texts in each epoch: their latents would take {:.2g} GB, more than data.kept_latents_gb"
 _HELD_BYTES = 2e9  # images that a GPU holds, so that no batch travels there
 
 
@@ -33,7 +37,7 @@ def build(
     prepared: Prepared,
     loading: Loading,
     device: torch.device | None = None,
-    announce: Callable[[str], None] = lambda phase: None,
+    report: Report = lambda state: None,
 ) -> tuple[Task, DataModule]:
     """Build a stage's task and its data on a worker.
 
@@ -42,7 +46,7 @@ def build(
         prepared: What the driver learned.
         loading: Which part of the data this worker reads, and from where on.
         device: Device that the worker trains on (none: the CPU).
-        announce: Told the name of a phase that takes its time, when it begins.
+        report: Told what phase begins, where one takes its time, and what the user should know.
     """
     device = device or torch.device("cpu")
     data = _build_data(config, prepared, loading)
@@ -54,7 +58,7 @@ def build(
         model.encoder.compile_blocks()
     trains = loading.start_epoch < config.trainer.max_epochs
     if isinstance(config, TextClassifierStageConfig) and config.freeze_encoder and trains:
-        _keep_latents(model, data, config.data, device, announce)
+        _keep_latents(model, data, config.data, device, report)
     if isinstance(data, ImageDataModule) and device.type != "cpu":
         data.hold(device, _HELD_BYTES)
     return task, data
@@ -65,7 +69,7 @@ def _keep_latents(
     data: DataModule,
     config: TextDataConfig,
     device: torch.device,
-    announce: Callable[[str], None],
+    report: Report,
 ) -> None:
     """Let the frozen encoder read each text that it would see in every epoch now, and never again."""
     texts = EncodedTexts(
@@ -73,7 +77,11 @@ def _keep_latents(
     )
     sources = [source for source in (data.train, data.validation) if isinstance(source, TextSource)]
     data.train, data.validation = texts.keep(
-        model.encoder.eval(), sources, device, lambda: announce("encoding the texts")
+        model.encoder.eval(),
+        sources,
+        device,
+        before_encoding=lambda: report({"phase": "encoding the texts"}),
+        without_room=lambda size: report({"note": _NO_ROOM.format(size / 1e9)}) if config.kept_latents_gb else None,
     )
 
 

@@ -105,6 +105,7 @@ class StageCallback(pl.Callback):
                     "set a lower optimizer.learning_rate or a trainer.gradient_clip_norm"
                 )
         self._save(trainer, trainer.current_epoch + 1, 0, metrics)
+        self._report(trainer, phase="training", epochs_saved=trainer.current_epoch + 1)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say that the test runs."""

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -111,8 +112,8 @@ _UNKNOWN = (
 class _Parser(ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 
-    def __init__(self, verb: str, description: str | None) -> None:
-        prog = f"{PROGRAM} {verb}"
+    def __init__(self, verb: str, description: str | None, program: str = PROGRAM) -> None:
+        prog = f"{program} {verb}"
         super().__init__(prog=prog, usage=f"{prog} [options]", description=description, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -141,13 +142,19 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def pipeline_parser(verb: str) -> ArgumentParser:
-    """Build the parser of a pipeline."""
+def pipeline_parser(verb: str, program: str = PROGRAM, *others: type) -> ArgumentParser:
+    """Build the parser of a pipeline.
+
+    Args:
+        verb: Name of the pipeline.
+        program: Program that takes it.
+        others: Dataclasses with further options.
+    """
     kind = PIPELINES[verb]
-    parser = _Parser(verb, kind.__doc__)
+    parser = _Parser(verb, others[0].__doc__ if others else kind.__doc__, program)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    parser.add_class_arguments(kind, None)
-    parser.add_class_arguments(RunConfig, None)
+    for part in (*others, kind, RunConfig):
+        parser.add_class_arguments(part, None)
     parser.set_defaults({"run_name": verb})
     return parser
 
@@ -160,16 +167,39 @@ def parse(argv: Sequence[str]) -> Command | ConvertCommand:
     verb, *options = argv
     if verb == "convert":
         return _parse_convert(options)
-    if verb not in PIPELINES:
-        close = difflib.get_close_matches(verb, [*PIPELINES, "convert"], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join([*PIPELINES, 'convert'])}"
+    check_verb(verb, [*PIPELINES, "convert"])
+    return parse_pipeline(verb, options)[0]
+
+
+def check_verb(verb: str, known: Sequence[str]) -> None:
+    """Exit with status 2 and one line if there is no such verb."""
+    if verb not in known:
+        close = difflib.get_close_matches(verb, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
         fail(f"unknown verb {verb}: {hint}")
-    parser = pipeline_parser(verb)
+
+
+def parse_pipeline(
+    verb: str, options: Sequence[str], program: str = PROGRAM, *others: type
+) -> tuple[Command, tuple[Any, ...]]:
+    """Turn the options of a pipeline into a checked command, and further options into dataclasses of their own.
+
+    Args:
+        verb: Name of the pipeline.
+        options: What follows it on the command line.
+        program: Program that takes them.
+        others: Dataclasses with further options.
+
+    Returns:
+        The command, and an object of each of the other dataclasses.
+    """
+    parser = pipeline_parser(verb, program, *others)
     values = _checked(parser, lambda: parser.parse_args(options))
     _check_complete(parser, values)
     built = _checked(parser, lambda: parser.instantiate(values), values)
     config = _checked(parser, lambda: _pick(PIPELINES[verb], built), values)
-    return Command(verb, config, _pick(RunConfig, built))
+    further = tuple(_checked(parser, partial(_pick, kind, built), values) for kind in others)
+    return Command(verb, config, _pick(RunConfig, built)), further
 
 
 def _parse_convert(options: Sequence[str]) -> ConvertCommand:

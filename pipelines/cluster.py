@@ -58,7 +58,21 @@ def cluster(scaling: ScalingConfig) -> Iterator[None]:
     Raises:
         UserError: If RAY_ADDRESS leads nowhere.
     """
-    if trains_in_process(scaling) or _is_connected():
+    if trains_in_process(scaling):
+        yield
+        return
+    with connected():
+        yield
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Be connected to a Ray cluster: the one that this process is connected to, or that RAY_ADDRESS names, or our own.
+
+    Raises:
+        UserError: If RAY_ADDRESS leads nowhere.
+    """
+    if _is_connected():
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
@@ -76,6 +90,11 @@ def cluster(scaling: ScalingConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def own_resources() -> dict[str, float] | None:
+    """Return what a cluster of this machine's own would have; None where another one is used."""
+    return None if _is_connected() or _address() else _own_resources()
 
 
 def worker_resources(scaling: ScalingConfig) -> tuple[dict[str, float], bool]:

@@ -23,7 +23,12 @@ FILLS = "fills.json"
 _METRICS_PER_CALL = 1000
 _PARAMETERS_PER_CALL = 100
 _LONGEST_PARAMETER = 6000
-_TELLING_METRICS = {"train": "epoch", "validation": "val_loss", "test": "test_loss"}  # each record of the kind has it
+_TELLING_METRICS = {
+    "train": "epoch",
+    "validation": "val_loss",
+    "test": "test_loss",
+    "trial": "val_loss",
+}  # each record of the kind has it
 
 
 class MlflowRun:
@@ -105,6 +110,23 @@ class MlflowRun:
             return
         with folder.as_local_folder() as local:
             self.client.log_artifacts(self.run_id, str(local), folder.name)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags that the run doesn't have yet, or that have changed."""
+        known = self.client.get_run(self.run_id).data.tags
+        for key, value in tags.items():
+            if known.get(key) != value:
+                self.client.set_tag(self.run_id, key, value)
+
+    def log_artifact(self, place: Storage) -> None:
+        """Send a file or folder as an artifact of the same name, if it is there."""
+        if place.is_dir():
+            self.log_folder(place)
+        elif place.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / place.name
+                file.write_bytes(place.read_bytes())
+                self.client.log_artifact(self.run_id, str(file))
 
     def terminate(self, status: Status, end_time: float | None) -> None:
         """End the run at a time in unix seconds (none: now)."""

@@ -69,7 +69,7 @@ class MlflowSink:
         self._uri = tracking_uri(run.config, run.storage)
         self._connection: tuple[MlflowClient, str] | None = None
         self._parent: MlflowRun | None = None
-        self._current: MlflowRun | None = None
+        self._stages: dict[str, MlflowRun] = {}
 
     def begin(self, stage: StageRun) -> bool:
         """Open the stage's run, unless an earlier start of the pipeline sent everything."""
@@ -79,13 +79,12 @@ class MlflowSink:
         tags = {"stage": stage.name, "mlflow.parentRunId": parent.run_id, **stage.tags}
         run = self._open(stage.state, {"parent": parent.run_id}, stage.name, tags, stage.start_time)
         run.log_parameters(stage.parameters)
-        self._current = run
+        self._stages[stage.folder.uri] = run
         return True
 
     def log(self, stage: StageRun, records: list[Record]) -> None:
         """Send the records beyond the marks."""
-        run = self._current
-        assert run is not None, "log before begin"
+        run = self._stages[stage.folder.uri]
         run.settle()
         new = [record for record in records if record["kind"] != "event" and run.marks.is_new(record)]
         run.log_points([record for record in new if record["kind"] != "fills"])
@@ -95,14 +94,14 @@ class MlflowSink:
 
     def end(self, stage: StageRun) -> None:
         """Send the configuration and the model, and end the stage's run."""
-        run = self._current
-        assert run is not None, "end before begin"
+        run = self._stages[stage.folder.uri]
         if (stage.folder / "config.yaml").exists():
             run.client.log_text(run.run_id, (stage.folder / "config.yaml").read_bytes().decode(), "config.yaml")
+        run.set_tags(stage.tags)
         if stage.status == "FINISHED":
             run.log_folder(stage.folder / "model")
         run.terminate(stage.status or "FAILED", stage.end_time)
-        self._current = None
+        del self._stages[stage.folder.uri]
 
     def finish(self, status: Status, summary: Mapping[str, float], end_time: float) -> None:
         """Send the summary to the pipeline's run and end it; nothing if all was sent by an earlier start."""
@@ -111,6 +110,8 @@ class MlflowSink:
             if _was_completed(section, self._identity()) and section["ended"] == status:
                 return
         parent = self._open_parent()
+        for name in self._run.artifacts:
+            parent.log_artifact(self._run.folder / name)
         parent.log_summary(summary, end_time)
         parent.terminate(status, end_time)
 

@@ -6,12 +6,11 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from perceiver.errors import UserError
 from pipelines.cluster import check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
-from pipelines.progress import Progress
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
 from pipelines.stages import Prepared, StagePlan, prepare, with_absolute_paths
@@ -19,6 +18,18 @@ from pipelines.storage import Storage, check_run_name
 from pipelines.tracking import Tracker
 
 _DRAIN_SECONDS = 30.0
+
+
+class Listener(Protocol):
+    """Takes what a pipeline tells while it runs; pipelines.progress.Progress shows it."""
+
+    def update(self, state: Mapping[str, Any]) -> None:
+        """Take a state of the training."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Take a line."""
+        ...
 
 
 class StageFailedError(RuntimeError):
@@ -53,12 +64,14 @@ class Pipeline:
         stages: Configuration of each stage by its name.
         run: Where the pipeline runs and what it leaves behind.
         storage: The storage path.
+        tests: Whether each stage ends with a test; trials of a search never see the test split.
     """
 
     config: Any
     stages: Mapping[str, StageConfig]
     run: RunConfig
     storage: Storage
+    tests: bool = True
     outcomes: list[StageOutcome] = field(default_factory=list)
 
     @property
@@ -66,7 +79,7 @@ class Pipeline:
         """Folder of the run."""
         return self.storage / self.run.run_name
 
-    def execute(self, progress: Progress) -> list[StageOutcome]:
+    def execute(self, progress: Listener) -> list[StageOutcome]:
         """Run every stage that isn't finished.
 
         Raises:
@@ -83,7 +96,7 @@ class Pipeline:
         return self.outcomes
 
     @contextmanager
-    def _tracked(self, first: Prepared, progress: Progress) -> Iterator[Tracker]:
+    def _tracked(self, first: Prepared, progress: Listener) -> Iterator[Tracker]:
         """Write config.yaml and follow the stages; from here on the run's folder changes."""
         write_config(self.folder, self.config, self.run)
         parameters = plain({**asdict(self.config), **asdict(self.run)})
@@ -133,7 +146,7 @@ class Pipeline:
                 raise UserError(f"init_from {init_from} is this stage's own result: choose another run_name")
 
     def _run_stage(
-        self, name: str, config: StageConfig, prepared: Prepared, tracker: Tracker, progress: Progress
+        self, name: str, config: StageConfig, prepared: Prepared, tracker: Tracker, progress: Listener
     ) -> StageOutcome:
         folder = StageFolder(self.folder, name)
         decision = folder.decide(config, prepared)
@@ -145,12 +158,14 @@ class Pipeline:
         _announce(name, decision, folder, progress)
         folder.begin(config, prepared, self.run)
         tracker.begin_stage(name, folder.storage, plain(asdict(config)), tags)
-        result = self._train(StagePlan(name, with_absolute_paths(config), prepared, folder.storage), progress)
+        result = self._train(
+            StagePlan(name, with_absolute_paths(config), prepared, folder.storage, self.tests), progress
+        )
         folder.finish(config, prepared, result)
         tracker.end_stage()
         return StageOutcome(name, result, folder.storage, False, prepared.synthetic)
 
-    def _train(self, plan: StagePlan, progress: Progress) -> dict[str, Any]:
+    def _train(self, plan: StagePlan, progress: Listener) -> dict[str, Any]:
         from pipelines.train import train
 
         progress.update({"stage": plan.name, "phase": "starting"})
@@ -173,7 +188,7 @@ class Pipeline:
         }
 
 
-def _announce(name: str, decision: Decision, folder: StageFolder, progress: Progress) -> None:
+def _announce(name: str, decision: Decision, folder: StageFolder, progress: Listener) -> None:
     if decision.action == "resume":
         start = (
             "goes on from its newest checkpoint" if folder.has_checkpoint() else "starts anew, for it has no checkpoint"

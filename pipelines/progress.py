@@ -47,10 +47,10 @@ class Progress:
         Args:
             state: `stage`, `epoch` (from 1), `max_epochs`, `step`, `total_steps`, `loss`, `samples_per_second`, and
                 `phase`: "starting", "training", "validating" or "testing". `epoch_end`, the metrics of a validation,
-                and `fills`, sample texts with their fills, are shown once.
+                `fills`, sample texts with their fills, and `note`, a line, are shown once.
         """
         with self._lock:
-            events = {key: state[key] for key in ("epoch_end", "fills") if key in state}
+            events = {key: state[key] for key in ("epoch_end", "fills", "note") if key in state}
             if state.get("stage", self._state.get("stage")) != self._state.get("stage"):
                 self._state, self._pace, self._next_line = {}, _Pace(), 0.0
             changed = state.get("phase", self._state.get("phase")) != self._state.get("phase")
@@ -58,6 +58,8 @@ class Progress:
             self._pace.note(self._state.get("step"))
             if "epoch_end" in events:
                 self.epoch_end(events["epoch_end"])
+            if "note" in events:
+                self.message(f"{self._state.get('stage', '')}  {events['note']}".strip())
             if "fills" in events:
                 self.fills(events["fills"])
             self._show(urgent=changed and self._state.get("phase") in ("starting", "testing"))
@@ -225,6 +227,16 @@ def _cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def plain_console(stream: TextIO | None = None) -> Console:
+    """Return a console for tables, which has a width of its own in a log.
+
+    Args:
+        stream: Where it writes (none: standard output).
+    """
+    stream = stream or sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _LOG_WIDTH, highlight=False)
+
+
 def print_summary(
     folder: str, rows: Sequence[SummaryRow], commands: Mapping[str, str], stream: TextIO | None = None
 ) -> None:
@@ -236,11 +248,14 @@ def print_summary(
         commands: Commands or addresses by what they are for.
         stream: Where to write (none: standard output).
     """
-    stream = stream or sys.stdout
-    is_log = not stream.isatty()
-    console = Console(file=stream, width=_LOG_WIDTH if is_log else None, highlight=False)
+    console = plain_console(stream)
     console.print()
-    console.print(summary_table(rows, ascii_only=is_log))
+    console.print(summary_table(rows, ascii_only=not console.is_terminal))
+    print_commands(folder, commands, console)
+
+
+def print_commands(folder: str, commands: Mapping[str, str], console: Console) -> None:
+    """Print where results lie and how to look at them, in lines that are never wrapped, so that they can be copied."""
     width = max(map(len, ["Results", *commands]))
-    for name, command in {"Results": folder, **commands}.items():  # never wrapped, so that they can be copied
+    for name, command in {"Results": folder, **commands}.items():
         console.print(f"{name:<{width}}  {command}", markup=False, soft_wrap=True)

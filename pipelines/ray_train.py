@@ -14,10 +14,11 @@ import ray.train
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipelines.build import Report
 from pipelines.cluster import worker_resources
 from pipelines.config import ScalingConfig
 from pipelines.stages import StagePlan
-from pipelines.worker import Report, run_stage
+from pipelines.worker import run_stage
 
 _POLL_SECONDS = 0.5
 

@@ -48,6 +48,8 @@ class PipelineRun:
     """The pipeline's configuration; mappings in it may be nested."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Short facts, such as that the data is synthetic."""
+    artifacts: tuple[str, ...] = ()
+    """Files and folders in the run's folder that belong to the run itself, once it has ended."""
 
     @property
     def folder(self) -> Storage:

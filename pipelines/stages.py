@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -29,8 +29,16 @@ from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
 from perceiver.saving import CONFIG, read_config, read_tokenizer
-from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
+from pipelines.config import (
+    ImageClassifierStageConfig,
+    MLMStageConfig,
+    SentimentConfig,
+    StageConfig,
+    TextClassifierStageConfig,
+)
 from pipelines.storage import Storage
+
+AnyConfig = TypeVar("AnyConfig", bound=StageConfig | SentimentConfig)
 
 # Settings that change where things lie or how fast they come, but not the result.
 _WITHOUT_EFFECT = {
@@ -85,12 +93,14 @@ class StagePlan:
         config: Its settings.
         prepared: What the driver learned about its data and model.
         storage: Folder of its result.
+        tests: Whether the best weights are tested at the end.
     """
 
     name: str
     config: StageConfig
     prepared: Prepared
     storage: Storage
+    tests: bool = True
 
 
 def prepare(config: StageConfig) -> Prepared:
@@ -120,8 +130,12 @@ def prepare(config: StageConfig) -> Prepared:
     return Prepared(model, texts.tokenizer.to_str(), texts.fingerprint, identity, texts.synthetic)
 
 
-def with_absolute_paths(config: StageConfig) -> StageConfig:
-    """Return the settings with local paths that mean the same in any working folder, such as that of a Ray worker."""
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
+    """Return settings with local paths that mean the same in any working folder, such as that of a Ray worker.
+
+    Args:
+        config: Those of a stage, or of a pipeline whose stages share their data.
+    """
     data = config.data
     paths: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in _PATHS if getattr(data, name, None)}
     if not data.cache_dir.startswith("~"):

@@ -1,7 +1,8 @@
 """Feeds MLflow and TensorBoard from the journals that training writes, without ever being in its way.
 
 Each sink has a thread, so that a slow or absent server holds up neither training nor the other sink. A thread reads
-the stages' journals in order, one stage at a time, and tries again, at growing intervals, what a sink did not accept.
+the journals of the stages in the order in which they began, and tries again, at growing intervals, what a sink did not
+accept.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import shlex
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.journal import Cursor, read_journal
@@ -59,7 +60,7 @@ class Tracker:
         self._feeds = [_Feed(sink, warn, poll) for sink in chosen]
         self._warn = warn
         self._folder = run.folder
-        self._stage: StageRun | None = None
+        self._open: list[StageRun] = []
 
     def begin_stage(
         self,
@@ -67,7 +68,7 @@ class Tracker:
         folder: Storage,
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> StageRun:
         """Follow a stage that begins or resumes, once its folder is where it stays.
 
         Args:
@@ -76,8 +77,10 @@ class Tracker:
             parameters: The stage's configuration.
             tags: Short facts about the stage.
         """
-        self._stage = StageRun(name, folder, parameters or {}, tags or {})
-        self._put(self._stage)
+        stage = StageRun(name, folder, parameters or {}, tags or {})
+        self._open.append(stage)
+        self._put(stage)
+        return stage
 
     def skip_stage(
         self,
@@ -92,14 +95,19 @@ class Tracker:
         stage.status = "FINISHED"
         self._put(stage)
 
-    def end_stage(self, status: Status = "FINISHED") -> None:
-        """Say that the current stage's journal is complete."""
-        if self._stage is not None:
-            self._stage.end_time = time.time()
-            self._stage.status = status  # last: the feeds look at it
-            self._stage = None
-            for feed in self._feeds:
-                feed.wake()
+    def end_stage(self, status: Status = "FINISHED", stage: StageRun | None = None) -> None:
+        """Say that a stage's journal is complete.
+
+        Args:
+            status: How it ended.
+            stage: The stage (none: all that have begun).
+        """
+        for ended in [stage] if stage is not None else self._open:
+            ended.end_time = time.time()
+            ended.status = status  # last: the feeds look at it
+        self._open = [other for other in self._open if other.status is None]
+        for feed in self._feeds:
+            feed.wake()
 
     def close(
         self, status: Status = "FINISHED", summary: Mapping[str, float] | None = None, timeout: float = 60.0
@@ -107,7 +115,7 @@ class Tracker:
         """Send the rest and stop.
 
         Args:
-            status: How the pipeline, and a stage that has not ended, ended.
+            status: How the pipeline, and the stages that have not ended, ended.
             summary: Metrics of the whole pipeline.
             timeout: Seconds to wait at most.
 
@@ -132,6 +140,15 @@ class Tracker:
             feed.put(stage)
 
 
+@dataclass
+class _Followed:
+    """A stage, and how far a feed has come with it."""
+
+    stage: StageRun
+    begun: bool = False
+    cursor: Cursor = field(default_factory=Cursor)
+
+
 class _Feed:
     """Feeds one sink from one thread."""
 
@@ -140,9 +157,7 @@ class _Feed:
         self._sink = sink
         self._warn = warn
         self._poll_seconds = poll_seconds
-        self._stages: deque[StageRun] = deque()
-        self._begun = False
-        self._cursor = Cursor()
+        self._stages: list[_Followed] = []
         self._finish: Callable[[], None] | None = None
         self._done = False
         self._warned = False
@@ -151,7 +166,7 @@ class _Feed:
         self._thread.start()
 
     def put(self, stage: StageRun) -> None:
-        self._stages.append(stage)
+        self._stages.append(_Followed(stage))
         self.wake()
 
     def wake(self) -> None:
@@ -187,26 +202,23 @@ class _Feed:
                 self._wake.clear()
 
     def _feed_stages(self) -> None:
-        """Bring the sink up to date; stages that ended leave the queue."""
-        while self._stages:
-            stage = self._stages[0]
-            ended = stage.status is not None  # looked at before the journal, which grows no more afterwards
-            if not self._begun:
-                self._begun = self._sink.begin(stage)
-            if self._begun:
-                self._feed_records(stage)
-                if not ended:
-                    return
-                self._sink.end(stage)
-            self._stages.popleft()
-            self._begun = False
-            self._cursor = Cursor()
+        """Bring the sink up to date; stages that ended are followed no more."""
+        for followed in list(self._stages):
+            ended = followed.stage.status is not None  # looked at before the journal, which grows no more afterwards
+            if not followed.begun and not self._sink.begin(followed.stage):
+                self._stages.remove(followed)
+                continue
+            followed.begun = True
+            self._feed_records(followed)
+            if ended:
+                self._sink.end(followed.stage)
+                self._stages.remove(followed)
 
-    def _feed_records(self, stage: StageRun) -> None:
-        reading = read_journal(stage.folder, self._cursor)
+    def _feed_records(self, followed: _Followed) -> None:
+        reading = read_journal(followed.stage.folder, followed.cursor)
         if reading.records:
-            self._sink.log(stage, reading.records)
-        self._cursor = reading.cursor
+            self._sink.log(followed.stage, reading.records)
+        followed.cursor = reading.cursor
 
     def _complain(self, error: Exception) -> None:
         if not self._warned:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from pipelines.build import Report
 from pipelines.cluster import own_cores, trains_in_process
 from pipelines.config import ScalingConfig
 from pipelines.stages import StagePlan
-from pipelines.worker import Report, run_stage
+from pipelines.worker import run_stage
 
 
 def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from perceiver.allocator import keep_freed_memory
 from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
 from perceiver.tasks.base import Task
-from pipelines.build import build
+from pipelines.build import Report, build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig
@@ -31,11 +31,9 @@ from pipelines.journal import JournalWriter
 from pipelines.stage_folder import CHECKPOINTS
 from pipelines.stages import StagePlan
 
-Report = Callable[[dict[str, Any]], None]
-
 
 def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """Train a stage from its newest checkpoint on, test the best weights, and leave them in model/.
+    """Train a stage from its newest checkpoint on, test the best weights if asked to, and leave them in model/.
 
     Args:
         plan: What to train.
@@ -63,11 +61,12 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         start_step=start.batch,
     )
 
-    def announce(phase: str) -> None:
+    def tell(state: dict[str, Any]) -> None:
         if rank == 0:
-            report({"phase": phase})
+            report(state)
 
-    task, data = build(plan.config, plan.prepared, loading, _device(world_size), announce)
+    task, data = build(plan.config, plan.prepared, loading, _device(world_size), tell)
+    tell({"parameters": _num_parameters(task)})
     with _journal(plan, start, rank) as journal, _pass_on_ctrl_c():
         callback = StageCallback(trainer_config, journal, report, start, started)
         trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
@@ -75,7 +74,8 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
             trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
         best, state = store.load_best()
         task.load_state_dict(state["state_dict"])
-        trainer.test(task, datamodule=data, verbose=False)
+        if plan.tests:
+            trainer.test(task, datamodule=data, verbose=False)
         result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
         if rank == 0:
             _leave_model(plan, task)
@@ -178,9 +178,13 @@ def _result(task: Task, trainer: pl.Trainer, start: Position, best: Position, se
         "best_epoch": best.epoch,
         **best.metrics,
         **test,
-        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "parameters": _num_parameters(task),
         "seconds": round(seconds, 1),
     }
+
+
+def _num_parameters(task: Task) -> int:
+    return sum(parameter.numel() for parameter in task.model.parameters())
 
 
 def _leave_model(plan: StagePlan, task: Task) -> None:

@@ -56,6 +56,7 @@ class EncodedTexts:
         sources: Sequence[TextSource],
         device: torch.device,
         before_encoding: Callable[[], None] = lambda: None,
+        without_room: Callable[[float], None] = lambda size: None,
     ) -> list[BatchSource]:
         """Encode all texts that are not encoded yet.
 
@@ -64,6 +65,7 @@ class EncodedTexts:
             sources: Splits of a classifier's texts.
             device: Where to encode.
             before_encoding: Called before texts are encoded, not where all of them are already.
+            without_room: Called with the bytes that the latents would take, if that is too much.
 
         Returns:
             For each split a source that gives latents in place of tokens; `sources` themselves, if their latents would
@@ -72,6 +74,7 @@ class EncodedTexts:
         assert not encoder.training, "a frozen encoder is in evaluation mode"
         size = sum(encoder.latents.nbytes * len(source) for source in sources)
         if size > self.max_bytes:
+            without_room(size)
             return list(sources)
         folder = Path(self.cache_dir).expanduser().resolve() / f"{_PREFIX}{_encoder_fingerprint(encoder)[:32]}"
         _make_room(folder, self.max_bytes - size)

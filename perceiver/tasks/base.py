@@ -85,6 +85,17 @@ class Task(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the configured learning rate and weight decay hold, where a search changed them since the checkpoint."""
+        (state,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        groups = build_optimizer(self.model, self.optimizer_config).param_groups
+        for saved, group in zip(state["param_groups"], groups, strict=True):
+            saved["weight_decay"] = group["weight_decay"]
+            if saved["initial_lr"] != group["lr"]:
+                saved["lr"] *= group["lr"] / saved["initial_lr"]
+                saved["initial_lr"] = group["lr"]
+        schedule["base_lrs"] = [group["lr"] for group in groups]
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

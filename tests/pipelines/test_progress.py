@@ -74,6 +74,15 @@ def test_time_left_survives_a_worker_that_goes_back(clock):
     assert logged(log)[-1].endswith("step 160/300  loss 6.5000  2:20 left")
 
 
+def test_a_note_is_shown_once(clock):
+    log = io.StringIO()
+    progress = Progress(log)
+    progress.update(STATE)
+    progress.update({"note": "reads the texts in each epoch"})
+    progress.update(STATE)
+    assert logged(log)[1:] == ["mlm  reads the texts in each epoch"]
+
+
 def test_end_of_an_epoch_and_fills_are_always_shown(clock):
     log = io.StringIO()
     progress = Progress(log)

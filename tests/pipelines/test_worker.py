@@ -286,6 +286,7 @@ def test_what_is_reported_leads_up_to_the_last_step(image: Whole, tmp_path: Path
     plan = StagePlan("stage", image.config, image.prepared, Storage.from_uri(tmp_path))
     for _ in range(2):  # the second only tests
         run_stage(plan, states.append)
+        assert states.pop([list(state) for state in states].index(["parameters"]))["parameters"] > 1000
         assert {state["total_steps"] for state in states} == {STEPS}
         assert {state["max_epochs"] for state in states} == {2}
         assert (states[-1]["phase"], states[-1]["step"], states[-1]["epoch"]) == ("testing", STEPS, 2)

@@ -112,7 +112,10 @@ def test_other_weights_or_texts_are_encoded_anew(cache_dir: Path) -> None:
 
 def test_what_would_take_too_much_space_is_not_kept(cache_dir: Path) -> None:
     texts, encoder = source(), make_encoder()
-    assert EncodedTexts(str(cache_dir), 21 * LATENT_BYTES - 1).keep(encoder, [texts], CPU) == [texts]
+    wanted: list[float] = []
+    too_small = EncodedTexts(str(cache_dir), 21 * LATENT_BYTES - 1)
+    assert too_small.keep(encoder, [texts], CPU, without_room=wanted.append) == [texts]
+    assert wanted == [21 * LATENT_BYTES]
     assert not list(cache_dir.iterdir())
     assert EncodedTexts(str(cache_dir), 21 * LATENT_BYTES).keep(encoder, [texts], CPU) != [texts]
 
