@@ -1,0 +1,105 @@
+"""What the user sees of a search while it runs: a table that moves on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tune.config import Goal
+from tune.record import TrialRecord
+
+_RECENT = 12
+
+
+class Show:
+    """Shows the trials that train, and those that ended last.
+
+    Args:
+        goal: Metric that is optimized.
+        num_samples: Trials of the search.
+        max_epochs: Epochs of a trial.
+        stream: Where to write (none: standard error).
+    """
+
+    def __init__(self, goal: Goal, num_samples: int, max_epochs: int, stream: TextIO | None = None) -> None:
+        self._goal, self._num_samples, self._max_epochs = goal, num_samples, max_epochs
+        self._console = Console(file=stream or sys.stderr)
+        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
+        self._records: dict[int, TrialRecord] = {}
+        self._best: TrialRecord | None = None
+        self._started = time.monotonic()
+
+    def begin(self, record: TrialRecord) -> None:
+        """Show a trial that begins, or goes on."""
+        self._update(record)
+
+    def message(self, text: str) -> None:
+        """Show a line that stays."""
+        self._line(text)
+
+    def epoch(self, record: TrialRecord) -> None:
+        """Show an epoch's metric."""
+        value = record.epochs[-1].get(self._goal.metric)
+        best = record.best(self._goal)
+        if best is not None and (self._best is None or self._goal.better(best, self._best_value())):
+            self._best = record
+        self._update(record)
+        if self._live is None and value is not None:
+            self._line(f"{self._name(record)}  epoch {len(record.epochs)}/{self._max_epochs}  {self._metric(value)}")
+
+    def end(self, record: TrialRecord) -> None:
+        """Show what became of a trial."""
+        self._update(record)
+        reason = f": {record.reason}" if record.reason else ""
+        best = f"  best so far: trial {self._best.number} with {self._metric(self._best_value())}" if self._best else ""
+        text = f"{self._name(record)}  {record.state}{reason}{best}"
+        if self._live is None or record.state in ("failed", "refused"):
+            self._line(text)
+
+    def close(self) -> None:
+        """Take the table away."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _best_value(self) -> float:
+        value = self._best.best(self._goal) if self._best is not None else None
+        assert value is not None
+        return value
+
+    def _metric(self, value: float) -> str:
+        return f"{self._goal.metric} {value:.4f}"
+
+    def _name(self, record: TrialRecord) -> str:
+        return f"trial {record.number}{' (base)' if record.number == 0 else ''}"
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _update(self, record: TrialRecord) -> None:
+        self._records.pop(record.number, None)
+        self._records[record.number] = record  # last
+        if self._live is not None:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        ended = sum(record.state != "running" for record in self._records.values())
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        table = Table(title=f"{ended} of {self._num_samples} trials, {minutes}:{seconds:02d}", title_justify="left")
+        for name in ("trial", "state", "epoch", self._goal.metric):
+            table.add_column(name, justify="right")
+        running = [record for record in self._records.values() if record.state == "running"]
+        others = [record for record in self._records.values() if record.state != "running" and record is not self._best]
+        best = [self._best] if self._best is not None and self._best.state != "running" else []
+        for record in [*running, *best, *reversed(others[-(_RECENT - len(running)) :])]:
+            value = record.best(self._goal)
+            state = f"{record.state}, best" if record is self._best else record.state
+            metric = "" if value is None else f"{value:.4f}"
+            table.add_row(str(record.number), state, f"{len(record.epochs)}/{self._max_epochs}", metric)
+        return table
