@@ -142,20 +142,23 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def pipeline_parser(verb: str, program: str = PROGRAM, *others: type) -> ArgumentParser:
+def pipeline_parser(
+    verb: str, program: str = PROGRAM, others: Sequence[type] = (), run_name: str = ""
+) -> ArgumentParser:
     """Build the parser of a pipeline.
 
     Args:
         verb: Name of the pipeline.
         program: Program that takes it.
         others: Dataclasses with further options.
+        run_name: Default name of a run (empty: the verb).
     """
     kind = PIPELINES[verb]
     parser = _Parser(verb, others[0].__doc__ if others else kind.__doc__, program)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     for part in (*others, kind, RunConfig):
         parser.add_class_arguments(part, None)
-    parser.set_defaults({"run_name": verb})
+    parser.set_defaults({"run_name": run_name or verb})
     return parser
 
 
@@ -180,7 +183,7 @@ def check_verb(verb: str, known: Sequence[str]) -> None:
 
 
 def parse_pipeline(
-    verb: str, options: Sequence[str], program: str = PROGRAM, *others: type
+    verb: str, options: Sequence[str], program: str = PROGRAM, others: Sequence[type] = (), run_name: str = ""
 ) -> tuple[Command, tuple[Any, ...]]:
     """Turn the options of a pipeline into a checked command, and further options into dataclasses of their own.
 
@@ -189,11 +192,12 @@ def parse_pipeline(
         options: What follows it on the command line.
         program: Program that takes them.
         others: Dataclasses with further options.
+        run_name: Default name of a run (empty: the verb).
 
     Returns:
         The command, and an object of each of the other dataclasses.
     """
-    parser = pipeline_parser(verb, program, *others)
+    parser = pipeline_parser(verb, program, others, run_name)
     values = _checked(parser, lambda: parser.parse_args(options))
     _check_complete(parser, values)
     built = _checked(parser, lambda: parser.instantiate(values), values)

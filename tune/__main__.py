@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     verb, *options = arguments
     check_verb(verb, list(PIPELINES))
-    command, (config,) = parse_pipeline(verb, options, PROGRAM, SearchConfig)
+    command, (config,) = parse_pipeline(verb, options, PROGRAM, [SearchConfig], f"{verb}-search")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from tune.command import run

@@ -18,7 +18,7 @@ from pipelines.stage_folder import plain
 from tune.record import TrialRecord, ranked
 from tune.report import PICTURES, REPORT, write_report
 from tune.search import Search
-from tune.space import with_values
+from tune.space import value_of, with_values
 
 BEST, TABLE = "best.yaml", "trials.parquet"
 ARTIFACTS = (BEST, TABLE, REPORT, PICTURES)
@@ -61,20 +61,12 @@ def write_table(search: Search, records: Sequence[TrialRecord]) -> None:
 
 
 def print_results(search: Search, records: Sequence[TrialRecord], console: Console) -> None:
-    """Print the best trials beside the base configuration, and what became of the others."""
+    """Print the best trials, what distinguishes the best from the base, and what became of the others."""
     best = ranked(records, search.goal)
-    shown = best[:_SHOWN] + [record for record in best[_SHOWN:] if record.number == 0]
-    fields = _telling_fields(search, best)
-    table = Table(box=SIMPLE_HEAD if console.is_terminal else ASCII)
-    for name in ("trial", search.goal.metric, "epochs", "parameters", "time", *(_short(field) for field in fields)):
-        table.add_column(name, justify="right", overflow="fold")
-    for record in shown:
-        name = f"{record.number} (base)" if record.number == 0 else str(record.number)
-        seconds = duration(record.seconds) if record.seconds >= 60 else f"{record.seconds:.1f} s"
-        parameters = "" if record.parameters is None else f"{record.parameters:,}"
-        values = [_shown(record.values[field]) for field in fields]
-        table.add_row(name, f"{record.best(search.goal):.4f}", str(len(record.epochs)), parameters, seconds, *values)
-    console.print(table)
+    if best:
+        console.print(_ranking(search, best, console))
+    if best and best[0].number:
+        console.print(_differences(search, best[0], console))
     states = [record.state for record in records]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     console.print(f"{len(records)} trials: {', '.join(counts)}", highlight=False)
@@ -82,13 +74,26 @@ def print_results(search: Search, records: Sequence[TrialRecord], console: Conso
         console.print(f"trial {record.number} failed: {record.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _telling_fields(search: Search, records: Sequence[TrialRecord]) -> list[str]:
-    return [field for field in search.space if len({repr(record.values[field]) for record in records}) > 1]
+def _ranking(search: Search, best: Sequence[TrialRecord], console: Console) -> Table:
+    table = Table(box=SIMPLE_HEAD if console.is_terminal else ASCII)
+    for name in ("trial", search.goal.metric, "epochs", "parameters", "time"):
+        table.add_column(name, justify="right")
+    for record in [*best[:_SHOWN], *[record for record in best[_SHOWN:] if record.number == 0]]:
+        name = f"{record.number} (base)" if record.number == 0 else str(record.number)
+        seconds = duration(record.seconds) if record.seconds >= 60 else f"{record.seconds:.1f} s"
+        parameters = "" if record.parameters is None else f"{record.parameters:,}"
+        table.add_row(name, f"{record.best(search.goal):.4f}", str(len(record.epochs)), parameters, seconds)
+    return table
 
 
-def _short(field: str) -> str:
-    """Return a field's name without its group, and with spaces, at which it can be broken."""
-    return field.rpartition(".")[2].replace("_", " ")
+def _differences(search: Search, best: TrialRecord, console: Console) -> Table:
+    table = Table(box=SIMPLE_HEAD if console.is_terminal else ASCII)
+    table.add_column("field", overflow="fold")
+    for name in ("base", f"trial {best.number}"):
+        table.add_column(name, justify="right")
+    for field, value in best.values.items():
+        table.add_row(field, _shown(value_of(search.base, field)), _shown(value))
+    return table
 
 
 def _shown(value: Any) -> str:

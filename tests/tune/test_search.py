@@ -179,15 +179,25 @@ def test_a_trial_that_fails_does_not_end_the_others(tmp_path: Path, start: Start
     assert found[0].state == "finished"
 
 
+def trial_processes(search: subprocess.Popen[bytes]) -> list[int]:
+    """Return the ids of the processes in which trials of a search train."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_trial = (folder / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable")
+            if is_trial and os.getsid(int(folder.name)) == search.pid:
+                found.append(int(folder.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
 def test_a_process_that_dies_takes_only_its_trial_along(tmp_path: Path, start: Start, log: Path) -> None:
     settings = {"num_samples": 3, "scheduler": "none", "max_concurrent": 1, "trainer.max_epochs": 15, "data.limit": 400}
     process = start(**settings)
     wait_for(lambda: any(r.number == 0 and len(r.epochs) >= 2 for r in records(tmp_path)), process, log)
-    children = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    trial = [line.split()[0] for line in children if "ray::ResourceTrainable" in line]
-    assert trial
-    for pid in trial:
-        os.kill(int(pid), signal.SIGKILL)
+    (trial,) = trial_processes(process)
+    os.kill(trial, signal.SIGKILL)
     assert process.wait(300) == 0, log.read_text()
     first, *others = records(tmp_path)
     assert first.state == "failed"
