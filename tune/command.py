@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -43,6 +44,8 @@ def run(command: Command, config: SearchConfig) -> int:
             show.close()
         best = _conclude(search, tracker)
     if best is None:
+        reason = "all of them failed" if list(read_records(search.folder)) else "the time budget was too short"
+        print(f"error: no trial reported {search.goal.metric}: {reason}", file=sys.stderr)
         return 1
     if config.retrain:
         retrain(search, best)

@@ -119,7 +119,9 @@ class Training:
     def _run(self) -> None:
         try:
             outcome = self._pipeline.execute(self)[-1]
-            result = self._final or {EPOCH: outcome.result["epochs"], **outcome.result}
+            # Without a step where the stage had ended before, so that there was no epoch to tell of.
+            metrics = {name: value for name, value in outcome.result.items() if name.startswith("val_")}
+            result = self._final or {EPOCH: outcome.result["epochs"], **metrics}
             self._results.put({**result, PARAMETERS: outcome.result["parameters"], COMPLETE: True, DONE: True})
         except _StoppedError:
             pass

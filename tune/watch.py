@@ -18,7 +18,6 @@ from tune.trial import COMPLETE, EPOCH, FAILURE, PARAMETERS, SECONDS
 
 _OUT_OF_TIME = "the time budget was spent"
 _DIED = "its process died; if the machine ran out of memory, try smaller models or fewer trials at once"
-_BOOKKEEPING = ("log.txt", "trial.json", "config.yaml")
 
 
 class Listener(Protocol):
@@ -107,7 +106,7 @@ class Watch(ray.tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """See ray.tune.Callback."""
-        if FAILURE in result:
+        if FAILURE in result or "step" not in result:  # without: it had ended before, and its journal told its epochs
             return
         record = self._record(trial)
         self._note_exploit(record, trial, result)
@@ -179,7 +178,7 @@ class Watch(ray.tune.Callback):
 
     @staticmethod
     def _empty(folder: Storage) -> None:
-        for stage in folder.names():
-            if stage not in _BOOKKEEPING:
+        for stage in (folder / name for name in folder.names()):
+            if stage.is_dir():
                 for part in (CHECKPOINTS, MODEL):
-                    (folder / stage / part).delete()
+                    (stage / part).delete()

@@ -231,7 +231,7 @@ def test_two_searches_with_one_name(tmp_path: Path, start: Start, log: Path) -> 
 
 
 def test_time_budget(tmp_path: Path, start: Start, log: Path) -> None:
-    assert start(**{"num_samples": 1000, "time_budget": 15, "trainer.max_epochs": 20}).wait(200) == 0, log.read_text()
+    assert start(**{"num_samples": 1000, "time_budget": 40, "trainer.max_epochs": 20}).wait(300) == 0, log.read_text()
     found = records(tmp_path)
     assert 1 < len(found) < 1000
     assert any(record.reason == "the time budget was spent" for record in found)

@@ -88,6 +88,7 @@ def test_a_trial_that_was_finished_says_so_again(tmp_path: Path) -> None:
         assert results[-1]["done"]
         assert results[-1]["epoch"] == 2
         assert "val_accuracy" in results[-1]
+        assert ("step" in results[-1]) == (expected == 2)
 
 
 def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:
