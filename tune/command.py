@@ -44,7 +44,8 @@ def run(command: Command, config: SearchConfig) -> int:
             show.close()
         best = _conclude(search, tracker)
     if best is None:
-        reason = "all of them failed" if list(read_records(search.folder)) else "the time budget was too short"
+        failed = any(record.state == "failed" for record in read_records(search.folder))
+        reason = "they failed" if failed else "the time budget was too short for an epoch"
         print(f"error: no trial reported {search.goal.metric}: {reason}", file=sys.stderr)
         return 1
     if config.retrain:
