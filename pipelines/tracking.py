@@ -130,7 +130,7 @@ class Tracker:
         if late:
             self._warn(
                 f"{' and '.join(late)} did not take every point; all are in {self._folder}/*/metrics.jsonl "
-                "and will be sent when the same command runs again"
+                "and will be sent when it is started again"
             )
         self._feeds = []
         return not late

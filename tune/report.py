@@ -80,10 +80,13 @@ def _page(search: Search, lesson: str, pictures: Sequence[_Picture]) -> str:
 def _lesson(search: Search, records: Sequence[TrialRecord], importances: Mapping[str, float]) -> str:
     """Say in a sentence what the search found, and which fields mattered."""
     goal = search.goal
-    best = ranked(records, goal)[0]
+    found = ranked(records, goal)
+    best = found[0]
     base = next((record.best(goal) for record in records if record.number == 0), None)
     against = "" if base is None else f", against {base:.4f} of the base configuration (trial 0)"
-    told = f"Trial {best.number} is the best of {len(records)} with {goal.metric} {best.best(goal):.4f}{against}."
+    told = f"Trial {best.number} is the best of {len(found)} with {goal.metric} {best.best(goal):.4f}{against}."
+    if best.number == 0:
+        told = f"The base configuration is the best of {len(found)} trials with {goal.metric} {best.best(goal):.4f}."
     telling = [(field, share) for field, share in importances.items() if share >= _TELLING][:3]
     if not telling:
         return f"{told} There are too few trials to tell which fields mattered."

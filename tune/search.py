@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 import ray.tune
 from filelock import FileLock, Timeout
@@ -28,8 +29,8 @@ from pipelines.storage import Storage, check_run_name
 from tune.config import Goal, SearchConfig
 from tune.record import RAN, TRIALS, TrialRecord, read_records, trial_name, with_missed_epochs
 from tune.schedulers import make_scheduler, mutable_space
-from tune.searcher import NUMBER, TRIAL, SpaceSearcher
-from tune.space import SPACES, load_space
+from tune.searcher import NUMBER, TRIAL, SpaceSearcher, check_space
+from tune.space import SPACES, load_space, value_of, with_values
 from tune.trial import Trial, TrialPlan
 from tune.watch import Listener, Watch
 
@@ -85,8 +86,7 @@ class Search:
     @property
     def max_epochs(self) -> int:
         """Epochs of a trial that is not stopped, those of the last stage."""
-        config: Any = self.base
-        return int((config.finetune if isinstance(config, SentimentConfig) else config).trainer.max_epochs)
+        return int(value_of(self.base, f"{_last_stage(self.base)}trainer.max_epochs"))
 
 
 def plan_search(command: Command, config: SearchConfig) -> Search:
@@ -105,10 +105,19 @@ def plan_search(command: Command, config: SearchConfig) -> Search:
         if isinstance(base, SentimentConfig):
             raise UserError("--scheduler pbt needs a pipeline of one stage: use --scheduler asha for sentiment")
         space = mutable_space(space, is_default=config.space is None)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_space(base, space)
+    # The epoch that is best by the metric is the one whose weights become a trial's model.
+    base = with_values(base, {f"{_last_stage(base)}trainer.select_by": goal.metric})
     search = Search(command.verb, base, command.run, config, goal, space, Storage.from_uri(command.run.storage_path))
     search.storage.check_writable()
     _check_free(search)
     return search
+
+
+def _last_stage(base: PipelineConfig) -> str:
+    """Return what the names of the last stage's settings begin with."""
+    return "finetune." if isinstance(base, SentimentConfig) else ""
 
 
 def _goal(verb: str, config: SearchConfig) -> Goal:

@@ -11,13 +11,14 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from perceiver.errors import UserError
 from tune.config import Goal, SearchConfig
 from tune.record import TrialRecord
 from tune.space import value_of, with_dividing_heads, with_values
 
 TRIAL, NUMBER, VALUES = "trial", "number", "values"
 """What Ray Tune's configuration of a trial holds: {TRIAL: {NUMBER: ..., VALUES: {field: value}}}."""
-_MOST_REFUSED = 200  # in a row: the space then has hardly anything that the configuration accepts
+_MOST_REFUSED = 50  # in a row: the space then has hardly anything that the configuration accepts
 
 _STATES = {
     "finished": TrialState.COMPLETE,
@@ -100,6 +101,20 @@ class SpaceSearcher(Searcher):
         asked = self._study.ask(self._space)
         self._study.tell(asked, state=TrialState.FAIL)
         return with_dividing_heads(self._base, asked.params, self._space)
+
+
+def check_space(base: Any, space: Mapping[str, BaseDistribution]) -> None:
+    """Raise a UserError if the configuration refuses whatever the space gives."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    reason = ""
+    for _ in range(_MOST_REFUSED):
+        try:
+            with_values(base, with_dividing_heads(base, study.ask(dict(space)).params, space))
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return
+    raise UserError(f"--space gives nothing that the configuration accepts ({reason}): change its ranges")
 
 
 def as_optuna(record: TrialRecord, space: Mapping[str, BaseDistribution], goal: Goal) -> FrozenTrial | None:

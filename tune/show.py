@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from tune.config import Goal
-from tune.record import TrialRecord
+from tune.record import TrialRecord, ranked
+from tune.trial import EPOCH
 
 _RECENT = 12
 
@@ -45,12 +46,13 @@ class Show:
     def epoch(self, record: TrialRecord) -> None:
         """Show an epoch's metric."""
         value = record.epochs[-1].get(self._goal.metric)
-        best = record.best(self._goal)
-        if best is not None and (self._best is None or self._goal.better(best, self._best_value())):
-            self._best = record
         self._update(record)
+        self._best = next(iter(ranked(self._records.values(), self._goal)), None)
         if self._live is None and value is not None:
-            self._line(f"{self._name(record)}  epoch {len(record.epochs)}/{self._max_epochs}  {self._metric(value)}")
+            donor = record.exploited.get(str(_epoch(record)))
+            taken = "" if donor is None else f"  with the weights of trial {donor}"
+            epoch = f"epoch {_epoch(record)}/{self._max_epochs}"
+            self._line(f"{self._name(record)}  {epoch}  {self._metric(value)}{taken}")
 
     def end(self, record: TrialRecord) -> None:
         """Show what became of a trial."""
@@ -101,5 +103,10 @@ class Show:
             value = record.best(self._goal)
             state = f"{record.state}, best" if record is self._best else record.state
             metric = "" if value is None else f"{value:.4f}"
-            table.add_row(str(record.number), state, f"{len(record.epochs)}/{self._max_epochs}", metric)
+            table.add_row(str(record.number), state, f"{_epoch(record)}/{self._max_epochs}", metric)
         return table
+
+
+def _epoch(record: TrialRecord) -> int:
+    """Return the epochs that a trial's weights have seen."""
+    return int(record.epochs[-1][EPOCH]) if record.epochs else 0

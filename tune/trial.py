@@ -117,6 +117,7 @@ class Training:
             self._thread.join()
 
     def _run(self) -> None:
+        self.message("begins")
         try:
             outcome = self._pipeline.execute(self)[-1]
             # Without a step where the stage had ended before, so that there was no epoch to tell of.
@@ -127,6 +128,7 @@ class Training:
             pass
         except BaseException as error:  # whatever ends the training is told where the result is waited for
             lines = str(error).strip().splitlines()
+            self.message(f"failed: {error}")
             self._results.put({FAILURE: lines[-1] if lines else type(error).__name__, DONE: True})
 
     def update(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +154,7 @@ class Training:
         seconds = time.monotonic() - self._started - self._waited
         epoch = {EPOCH: record["epoch"] + 1, "step": record["step"]}
         result = {**epoch, **metrics, **self._facts, SECONDS: round(seconds, 3)}
+        self.message("  ".join([f"epoch {epoch[EPOCH]}", *(f"{name} {value:.4f}" for name, value in metrics.items())]))
         if is_last:  # the last result comes when the model is there
             self._final = result
             return

@@ -218,7 +218,7 @@ def test_server_that_is_down_is_reported_once_and_gets_everything_later(run, cli
     assert len(warnings) == 2
     assert "MLflow does not answer" in warnings[0]
     assert "refused" in warnings[0]
-    assert "metrics.jsonl and will be sent when the same command runs again" in warnings[1]
+    assert "metrics.jsonl and will be sent when it is started again" in warnings[1]
     assert all("\n" not in line for line in warnings)
 
     tracker = Tracker(run, warnings.append, poll_seconds=0.05)

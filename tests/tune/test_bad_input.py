@@ -23,6 +23,8 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "space": ("image-classifier", {"space": "{root}/none.yaml"}, "--space {root}/none.yaml does not exist"),
     "field": ("image-classifier", {"space": "{root}/field.yaml"},
               "--space {root}/field.yaml: encoder.latents is no field of the configuration: did you mean enc"),
+    "nothing": ("image-classifier", {"space": "{root}/nothing.yaml"},
+                "--space gives nothing that the configuration accepts (num_cross_attention_heads is "),
     "cpus": ("image-classifier", {"resources_per_trial": '{"CPU": 4096}'}, "a trial needs 4096 CPU"),
     "workers": ("image-classifier", {"workers_per_trial": 4096}, "a trial needs 4096 CPU"),
     "scaling": ("image-classifier", {"scaling.num_workers": 2}, "use --workers_per_trial and --resources_per_trial"),
@@ -47,6 +49,7 @@ def test_mistake(
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray started in spite of the mistake"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "field.yaml").write_text("encoder.latents: {choice: [1]}")
+    (tmp_path / "nothing.yaml").write_text("encoder.num_cross_attention_heads: {choice: [3, 5]}")
     (tmp_path / "runs" / "run" / "mlm").mkdir(parents=True)
     (tmp_path / "runs" / "old").mkdir()
     (tmp_path / "runs" / "old" / "search.json").write_text(json.dumps({"verb": "mlm"}))

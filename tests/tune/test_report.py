@@ -50,7 +50,7 @@ def test_page_and_pictures(search: Search) -> None:
     }  # fmt: skip
     page = (search.folder.local_path / "tune.html").read_text()
     assert "<h1>s&lt;1&gt;</h1>" in page
-    assert "Trial 2 is the best of 7 with val_loss 5.0200, against 5.5000 of the base configuration (trial 0)." in page
+    assert "Trial 2 is the best of 6 with val_loss 5.0200, against 5.5000 of the base configuration (trial 0)." in page
     assert "encoder.num_latents (" in page
     assert "trial 0 (base)" in page
     assert 'src="http' not in page
