@@ -9,10 +9,26 @@ from typing import Any
 import pytest
 import torch
 
+from perceiver.config import DecoderConfig
 from pipelines.checkpoint import STATE
-from pipelines.config import ScalingConfig
+from pipelines.config import (
+    ClassifierTrainingConfig,
+    FinetuneConfig,
+    PretrainingConfig,
+    ScalingConfig,
+    SentimentConfig,
+)
 from pipelines.storage import Storage
-from tests.pipelines.tiny import STEPS_PER_EPOCH, image_config, journal, train, weights
+from tests.pipelines.tiny import (
+    ENCODER,
+    STEPS_PER_EPOCH,
+    TRAINER,
+    image_config,
+    journal,
+    text_data,
+    train,
+    weights,
+)
 from tune.trial import Training, Trial, TrialPlan
 
 RATE = "optimizer.learning_rate"
@@ -142,6 +158,28 @@ def test_exploiting_clones_weights_and_lets_the_new_values_hold(tmp_path: Path) 
     assert rates == pytest.approx(expected)
     for trial in (donor, taker, reference):
         trial.cleanup()
+
+
+def test_a_chain_is_judged_by_its_last_stage_and_keeps_the_stages_before(tmp_path: Path) -> None:
+    short = replace(TRAINER, max_epochs=1)
+    base = SentimentConfig(
+        data=text_data(tmp_path / "cache"),
+        encoder=ENCODER,
+        mlm=PretrainingConfig(decoder=DecoderConfig(num_cross_attention_heads=2), trainer=short),
+        frozen=ClassifierTrainingConfig(trainer=short),
+        finetune=FinetuneConfig(trainer=TRAINER),
+    )
+    plan = TrialPlan("sentiment", base, Storage.from_uri(tmp_path / "search"), ScalingConfig(num_workers=0))
+    training = Training(plan.pipeline(0, {"mlm.optimizer.learning_rate": 0.005}))
+    first = training.next_epoch()
+    assert (first["epoch"], first["step"]) == (1, STEPS_PER_EPOCH)
+    training.stop()
+    folder = plan.trials.local_path / "0000"
+    before = (folder / "frozen" / "stage.json").stat().st_mtime_ns
+    last = Training(plan.pipeline(0, {"mlm.optimizer.learning_rate": 0.005})).next_epoch()
+    assert (last["epoch"], last["complete"]) == (2, True)
+    assert (folder / "frozen" / "stage.json").stat().st_mtime_ns == before
+    assert "0.005" in (folder / "mlm" / "config.yaml").read_text()
 
 
 def test_what_a_trial_says_goes_to_its_folder(tmp_path: Path) -> None:
