@@ -74,6 +74,14 @@ class SearchConfig:
         _require(self.time_budget is None or self.time_budget > 0, "time_budget", self.time_budget, "above 0")
         for resource, amount in self.resources_per_trial.items():
             _require(amount >= 0, "resources_per_trial", f"{resource}: {amount}", "0 or more")
+        if self.workers_per_trial > 1:
+            for resource, amount in self.resources_per_trial.items():
+                is_whole = resource == "CPU" and amount == int(amount) >= 1
+                if not is_whole and (resource, amount) not in (("GPU", 0), ("GPU", 1)):
+                    raise ValueError(
+                        f"resources_per_trial is {resource}: {amount}, but must be whole CPUs and one GPU or none "
+                        "where a trial has several workers"
+                    )
         if self.scheduler == "pbt" and self.workers_per_trial > 1:
             raise ValueError(
                 f"workers_per_trial is {self.workers_per_trial}, but must be 1 with scheduler pbt, whose trials hand "

@@ -27,6 +27,8 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
                 "--space gives nothing that the configuration accepts (num_cross_attention_heads is "),
     "cpus": ("image-classifier", {"resources_per_trial": '{"CPU": 4096}'}, "a trial needs 4096 CPU"),
     "workers": ("image-classifier", {"workers_per_trial": 4096}, "a trial needs 4096 CPU"),
+    "shared-gpu": ("image-classifier", {"workers_per_trial": 2, "resources_per_trial": '{"GPU": 0.5}'},
+                   "resources_per_trial is GPU: 0.5, but must be whole CPUs and one GPU or none where"),
     "scaling": ("image-classifier", {"scaling.num_workers": 2}, "use --workers_per_trial and --resources_per_trial"),
     "pbt-workers": ("image-classifier", {"scheduler": "pbt", "workers_per_trial": 2}, "workers_per_trial is 2, but"),
     "pbt-space": ("image-classifier", {"scheduler": "pbt"}, "which --scheduler pbt can't change in the middle"),
