@@ -271,3 +271,14 @@ class SentimentConfig:
                 **parts(self.finetune), decoder=self.frozen.decoder, init_from=f"{location}/frozen/model"
             ),
         }
+
+
+def stages_of(verb: str, config: StageConfig | SentimentConfig, location: str) -> dict[str, StageConfig]:
+    """Return the configuration of each stage of a pipeline by its name, in order.
+
+    Args:
+        verb: Name of the pipeline, and of its stage if it has one alone.
+        config: Its configuration.
+        location: Folder or URI of the run.
+    """
+    return config.stages(location) if isinstance(config, SentimentConfig) else {verb: config}

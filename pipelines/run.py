@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
 from perceiver.data.text import split_text
 from pipelines.cli import Command
-from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig
+from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig, stages_of
 from pipelines.pipeline import Pipeline, StageOutcome
 from pipelines.progress import Progress, SummaryRow, print_summary
 from pipelines.sentiment import baselines
@@ -31,7 +29,7 @@ def run(command: Command) -> list[StageOutcome]:
     """
     storage = Storage.from_uri(command.run.storage_path)
     folder = storage / command.run.run_name
-    pipeline = Pipeline(command.config, _stages(command, folder), command.run, storage)
+    pipeline = Pipeline(command.config, stages_of(command.verb, command.config, folder.uri), command.run, storage)
     progress = Progress()
     rows: list[SummaryRow] = []
     try:
@@ -46,11 +44,6 @@ def run(command: Command) -> list[StageOutcome]:
         progress.close()
     print_summary(str(folder), [*map(_row, outcomes), *rows], _commands(pipeline, outcomes))
     return outcomes
-
-
-def _stages(command: Command, folder: Storage) -> Mapping[str, StageConfig]:
-    config: Any = command.config
-    return config.stages(folder.uri) if isinstance(config, SentimentConfig) else {command.verb: config}
 
 
 def _row(outcome: StageOutcome) -> SummaryRow:

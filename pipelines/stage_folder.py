@@ -128,10 +128,10 @@ class StageFolder:
         (self.storage / STAGE).write_json(state)
 
 
-def write_config(folder: Storage, config: Any, run: RunConfig) -> None:
-    """Write config.yaml, which the same verb takes as --config."""
+def write_config(folder: Storage, config: Any, run: RunConfig, name: str = CONFIG) -> None:
+    """Write a YAML file that the same verb takes as --config."""
     text = yaml.safe_dump(plain({**asdict(config), **asdict(run)}), sort_keys=False, allow_unicode=True)
-    (folder / CONFIG).write_bytes(text.encode())
+    (folder / name).write_bytes(text.encode())
 
 
 def plain(value: Any) -> Any:

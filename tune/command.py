@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pipelines.cli import Command
 from pipelines.progress import plain_console, print_commands
-from pipelines.sink import PipelineRun
 from pipelines.tracking import viewing_commands
 from tune.config import SearchConfig
 from tune.record import TrialRecord, read_records
@@ -67,8 +65,7 @@ def _conclude(search: Search, tracker: SearchTracker) -> TrialRecord | None:
 def _print(search: Search, records: Sequence[TrialRecord], best: TrialRecord | None) -> None:
     console = plain_console()
     print_results(search, records, console)
-    tracking = replace(search.run.tracking, tensorboard=False)
-    commands = viewing_commands(PipelineRun(search.storage, search.run.run_name, tracking))
+    commands = viewing_commands(search.tracked)
     if best is not None:
         commands["Report"] = str(search.folder / REPORT)
         commands["Train it"] = f"python -m pipelines {search.verb} --config {shlex.quote(str(search.folder / BEST))}"

@@ -58,6 +58,11 @@ class TrialRecord:
         """Name of its folder."""
         return trial_name(self.number)
 
+    @property
+    def label(self) -> str:
+        """What it is called where it is shown."""
+        return f"{self.number} (base)" if self.number == 0 else str(self.number)
+
     def best(self, goal: Goal) -> float | None:
         """Return the best value of the metric over its epochs; None if it was never reported."""
         values = [epoch.get(goal.metric, math.nan) for epoch in self.epochs]
@@ -66,6 +71,11 @@ class TrialRecord:
     def write(self, search: Storage) -> None:
         """Write it into its folder."""
         (search / TRIALS / self.name / _FILE).write_json(asdict(self))
+
+
+def validation_metrics(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the validation metrics among other things."""
+    return {name: value for name, value in content.items() if name.startswith("val_")}
 
 
 def trial_name(number: int) -> str:
@@ -89,9 +99,8 @@ def with_missed_epochs(record: TrialRecord, stage: Storage) -> TrialRecord:
     known = max((int(epoch["epoch"]) for epoch in record.epochs), default=0)
     for entry in read_journal(stage).records:
         if entry["kind"] == "validation" and entry["epoch"] + 1 > known:
-            metrics = {key: value for key, value in entry.items() if key.startswith("val_")}
-            epoch = {"epoch": entry["epoch"] + 1, "step": entry["step"], "time": entry["time"], **metrics}
-            record.epochs.append(epoch)
+            facts = {"epoch": entry["epoch"] + 1, "step": entry["step"], "time": entry["time"]}
+            record.epochs.append({**facts, **validation_metrics(entry)})
     return record
 
 

@@ -24,6 +24,7 @@ from plotly import graph_objects as go
 from tune.config import Goal
 from tune.record import TrialRecord, ranked
 from tune.search import Search
+from tune.space import shown
 from tune.trial import EPOCH
 
 REPORT, PICTURES = "tune.html", "pictures"
@@ -57,9 +58,8 @@ def write_report(search: Search, records: Sequence[TrialRecord]) -> None:
     importances = _importances(study)
     pictures = _pictures(search, records, study, importances)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that Optuna's pictures may change, and that all trials may be alike in a field
+        # Optuna's pictures may change, it says, and all trials may be alike in a field.
+        warnings.simplefilter("ignore")
         for picture in pictures:
             (search.folder / PICTURES / f"{picture.name}.png").write_bytes(_png(picture))
         page = _page(search, _lesson(search, records, importances), pictures)
@@ -90,12 +90,8 @@ def _lesson(search: Search, records: Sequence[TrialRecord], importances: Mapping
     telling = [(field, share) for field, share in importances.items() if share >= _TELLING][:3]
     if not telling:
         return f"{told} There are too few trials to tell which fields mattered."
-    shares = ", ".join(f"{field} ({share:.0%}; best {_shown(best.values[field])})" for field, share in telling)
+    shares = ", ".join(f"{field} ({share:.0%}; best {shown(best.values[field])})" for field, share in telling)
     return f"{told} What mattered most: {shares}."
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _make_study(
@@ -223,10 +219,16 @@ def _curves(goal: Goal, records: Sequence[TrialRecord]) -> go.Figure:
     for record, epochs, values in _lines(goal, records):
         symbols = ["circle"] * (len(epochs) - 1) + ["x" if record.state == "stopped" else "circle"]
         style = {"line": {"dash": "dash", "color": "black"}} if record.number == 0 else {}
-        hint = "<br>".join(f"{field} {_shown(value)}" for field, value in record.values.items())
-        name = f"trial {record.number}{' (base)' if record.number == 0 else ''}"
+        hint = "<br>".join(f"{field} {shown(value)}" for field, value in record.values.items())
+        marker = {"symbol": symbols}
         figure.add_scatter(
-            x=epochs, y=values, name=name, mode="lines+markers", marker={"symbol": symbols}, hovertext=hint, **style
+            x=epochs,
+            y=values,
+            name=f"trial {record.label}",
+            mode="lines+markers",
+            marker=marker,
+            hovertext=hint,
+            **style,
         )
     return figure.update_layout(xaxis={"title": "epoch", "tickformat": "d"}, yaxis_title=goal.metric)
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from rich.box import ASCII, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.progress import duration
-from pipelines.stage_folder import plain
+from pipelines.stage_folder import write_config
 from tune.record import TrialRecord, ranked
 from tune.report import PICTURES, REPORT, write_report
 from tune.search import Search
-from tune.space import value_of, with_values
+from tune.space import shown, value_of, with_values
 
 BEST, TABLE = "best.yaml", "trials.parquet"
 ARTIFACTS = (BEST, TABLE, REPORT, PICTURES)
@@ -34,8 +32,7 @@ def write_results(search: Search, records: Sequence[TrialRecord]) -> TrialRecord
     if best is not None:
         config = with_values(search.base, best.values)
         run = replace(search.run, run_name=f"{search.run.run_name}-best")
-        text = yaml.safe_dump(plain({**asdict(config), **asdict(run)}), sort_keys=False, allow_unicode=True)
-        (search.folder / BEST).write_bytes(text.encode())
+        write_config(search.folder, config, run, BEST)
     return best
 
 
@@ -79,10 +76,9 @@ def _ranking(search: Search, best: Sequence[TrialRecord], console: Console) -> T
     for name in ("trial", search.goal.metric, "epochs", "parameters", "time"):
         table.add_column(name, justify="right")
     for record in [*best[:_SHOWN], *[record for record in best[_SHOWN:] if record.number == 0]]:
-        name = f"{record.number} (base)" if record.number == 0 else str(record.number)
         seconds = duration(record.seconds) if record.seconds >= 60 else f"{record.seconds:.1f} s"
         parameters = "" if record.parameters is None else f"{record.parameters:,}"
-        table.add_row(name, f"{record.best(search.goal):.4f}", str(len(record.epochs)), parameters, seconds)
+        table.add_row(record.label, f"{record.best(search.goal):.4f}", str(len(record.epochs)), parameters, seconds)
     return table
 
 
@@ -92,12 +88,8 @@ def _differences(search: Search, best: TrialRecord, console: Console) -> Table:
     for name in ("base", f"trial {best.number}"):
         table.add_column(name, justify="right")
     for field, value in best.values.items():
-        table.add_row(field, _shown(value_of(search.base, field)), _shown(value))
+        table.add_row(field, shown(value_of(search.base, field)), shown(value))
     return table
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def summary(search: Search, records: Sequence[TrialRecord], best: TrialRecord) -> dict[str, float]:

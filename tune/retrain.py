@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.cli import Command
-from pipelines.config import SentimentConfig
 from pipelines.run import run
 from tune.record import TrialRecord
-from tune.search import Search
+from tune.search import Search, in_last_stage
 from tune.space import Values, with_values
 
 
@@ -31,14 +30,7 @@ def _train(search: Search, run_name: str, values: Values) -> dict[str, Any]:
     """Train a configuration and return the result of its last stage."""
     workers = search.config.workers_per_trial
     scaling = replace(search.run.scaling, num_workers=0 if workers == 1 else workers)
-    config = with_values(search.base, {**values, **_budget(search)})
+    epochs = search.config.retrain_epochs or search.max_epochs
+    config = with_values(search.base, {**values, in_last_stage(search.base, "trainer.max_epochs"): epochs})
     outcomes = run(Command(search.verb, config, replace(search.run, run_name=run_name, scaling=scaling)))
     return dict(outcomes[-1].result)
-
-
-def _budget(search: Search) -> Values:
-    epochs = search.config.retrain_epochs
-    if epochs is None:
-        return {}
-    stage = "finetune." if isinstance(search.base, SentimentConfig) else ""
-    return {f"{stage}trainer.max_epochs": epochs}

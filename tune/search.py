@@ -8,11 +8,10 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 import ray.tune
 from filelock import FileLock, Timeout
@@ -23,6 +22,7 @@ from pipelines.cli import Command, PipelineConfig
 from pipelines.cluster import check_cluster, connected, own_resources
 from pipelines.config import RunConfig, ScalingConfig, SentimentConfig
 from pipelines.pipeline import Pipeline
+from pipelines.sink import PipelineRun
 from pipelines.stage_folder import plain
 from pipelines.stages import prepare, with_absolute_paths
 from pipelines.storage import Storage, check_run_name
@@ -84,9 +84,14 @@ class Search:
         return self.storage / self.run.run_name
 
     @property
+    def tracked(self) -> PipelineRun:
+        """The search as tracking knows it; TensorBoard has no runs that hold others."""
+        return PipelineRun(self.storage, self.run.run_name, replace(self.run.tracking, tensorboard=False))
+
+    @property
     def max_epochs(self) -> int:
         """Epochs of a trial that is not stopped, those of the last stage."""
-        return int(value_of(self.base, f"{_last_stage(self.base)}trainer.max_epochs"))
+        return int(value_of(self.base, in_last_stage(self.base, "trainer.max_epochs")))
 
 
 def plan_search(command: Command, config: SearchConfig) -> Search:
@@ -105,19 +110,18 @@ def plan_search(command: Command, config: SearchConfig) -> Search:
         if isinstance(base, SentimentConfig):
             raise UserError("--scheduler pbt needs a pipeline of one stage: use --scheduler asha for sentiment")
         space = mutable_space(space, is_default=config.space is None)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_space(base, space)
     # The epoch that is best by the metric is the one whose weights become a trial's model.
-    base = with_values(base, {f"{_last_stage(base)}trainer.select_by": goal.metric})
+    base = with_values(base, {in_last_stage(base, "trainer.select_by"): goal.metric})
     search = Search(command.verb, base, command.run, config, goal, space, Storage.from_uri(command.run.storage_path))
     search.storage.check_writable()
     _check_free(search)
     return search
 
 
-def _last_stage(base: PipelineConfig) -> str:
-    """Return what the names of the last stage's settings begin with."""
-    return "finetune." if isinstance(base, SentimentConfig) else ""
+def in_last_stage(base: PipelineConfig, field: str) -> str:
+    """Return the dotted name of a field of the last stage's settings."""
+    return f"finetune.{field}" if isinstance(base, SentimentConfig) else field
 
 
 def _goal(verb: str, config: SearchConfig) -> Goal:
@@ -164,15 +168,12 @@ def _settings(search: Search) -> dict[str, Any]:
     return dict(plain(settings))
 
 
-def run_search(search: Search, listeners: Sequence[Listener]) -> list[TrialRecord]:
-    """Run the trials that are not finished yet.
+def run_search(search: Search, listeners: Sequence[Listener]) -> None:
+    """Run the trials that are not finished yet; their records are in their folders.
 
     Args:
         search: The search.
         listeners: Told what becomes of the trials.
-
-    Returns:
-        All trials, in the order of their numbers.
 
     Raises:
         UserError: If the data can't be used, the cluster can't hold a trial, or another process runs the search.
@@ -183,9 +184,9 @@ def run_search(search: Search, listeners: Sequence[Listener]) -> list[TrialRecor
     with _locked(search.folder), _connected(search) as resources:
         (search.folder / SETTINGS).write_json(_settings(search))
         past = [_restored(search, record, pipeline) for record in read_records(search.folder)]
-        with Watch(search.folder, search.goal, search.config, past, listeners) as watch:
+        gpus = resources.get("GPU", 0.0) * search.config.workers_per_trial
+        with Watch(search.folder, search.goal, search.config, past, listeners, gpus) as watch:
             _fit(search, watch, resources)
-        return watch.records
 
 
 def _restored(search: Search, record: TrialRecord, pipeline: Pipeline) -> TrialRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -105,7 +105,7 @@ class SpaceSearcher(Searcher):
 
 def check_space(base: Any, space: Mapping[str, BaseDistribution]) -> None:
     """Raise a UserError if the configuration refuses whatever the space gives."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study = _quiet_study(optuna.samplers.RandomSampler(seed=0), "minimize")
     reason = ""
     for _ in range(_MOST_REFUSED):
         try:
@@ -139,7 +139,6 @@ def as_optuna(record: TrialRecord, space: Mapping[str, BaseDistribution], goal: 
 
 
 def _make_study(config: SearchConfig, goal: Goal, num_past: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = config.seed + num_past  # a search that goes on draws other values than it did before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -148,4 +147,9 @@ def _make_study(config: SearchConfig, goal: Goal, num_past: int) -> optuna.Study
             if config.search == "random"
             else optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
         )
-    return optuna.create_study(sampler=sampler, direction="minimize" if goal.mode == "min" else "maximize")
+    return _quiet_study(sampler, "minimize" if goal.mode == "min" else "maximize")
+
+
+def _quiet_study(sampler: optuna.samplers.BaseSampler, direction: Literal["minimize", "maximize"]) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(sampler=sampler, direction=direction)

@@ -41,7 +41,7 @@ class Show:
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
-        self._line(text)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, record: TrialRecord) -> None:
         """Show an epoch's metric."""
@@ -52,16 +52,16 @@ class Show:
             donor = record.exploited.get(str(_epoch(record)))
             taken = "" if donor is None else f"  with the weights of trial {donor}"
             epoch = f"epoch {_epoch(record)}/{self._max_epochs}"
-            self._line(f"{self._name(record)}  {epoch}  {self._metric(value)}{taken}")
+            self.message(f"trial {record.label}  {epoch}  {self._metric(value)}{taken}")
 
     def end(self, record: TrialRecord) -> None:
         """Show what became of a trial."""
         self._update(record)
         reason = f": {record.reason}" if record.reason else ""
         best = f"  best so far: trial {self._best.number} with {self._metric(self._best_value())}" if self._best else ""
-        text = f"{self._name(record)}  {record.state}{reason}{best}"
+        text = f"trial {record.label}  {record.state}{reason}{best}"
         if self._live is None or record.state in ("failed", "refused"):
-            self._line(text)
+            self.message(text)
 
     def close(self) -> None:
         """Take the table away."""
@@ -75,12 +75,6 @@ class Show:
 
     def _metric(self, value: float) -> str:
         return f"{self._goal.metric} {value:.4f}"
-
-    def _name(self, record: TrialRecord) -> str:
-        return f"trial {record.number}{' (base)' if record.number == 0 else ''}"
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _update(self, record: TrialRecord) -> None:
         self._records.pop(record.number, None)

@@ -15,17 +15,20 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from perceiver.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Values = Mapping[str, Any]
 """Value of each field of a space, by its dotted name."""
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 SPACES = Path(__file__).parent / "spaces"
 _HEADS = "_heads"
@@ -203,7 +206,12 @@ def with_values(config: Config, values: Values) -> Config:
         if rest:
             below.setdefault(head, {})[rest] = value
     groups = {name: with_values(getattr(config, name), part) for name, part in below.items()}
-    return replace(config, **own, **groups)  # type: ignore[type-var]
+    return replace(config, **own, **groups)
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is shown to the user."""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def value_of(config: Any, field: str) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from pipelines.journal import JournalWriter
-from pipelines.sink import PipelineRun, StageRun, Status
+from pipelines.sink import StageRun, Status
 from pipelines.stage_folder import plain
 from pipelines.tracking import Tracker
 from tune.record import TRIALS, State, TrialRecord
@@ -26,7 +26,6 @@ class _Followed:
 
     journal: JournalWriter
     run: StageRun
-    sent: int = field(default=0)
 
 
 class SearchTracker:
@@ -48,9 +47,7 @@ class SearchTracker:
         if self._tracker is None:
             search = self._search
             parameters: Mapping[str, Any] = plain({"search": asdict(search.config), **asdict(search.base)})
-            config = replace(search.run.tracking, tensorboard=False)
-            tags = {"search": search.verb}
-            run = PipelineRun(search.storage, search.run.run_name, config, parameters, tags, ARTIFACTS)
+            run = replace(search.tracked, parameters=parameters, tags={"search": search.verb}, artifacts=ARTIFACTS)
             self._tracker = Tracker(run, self._warn)
         return self._tracker
 

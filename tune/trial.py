@@ -19,11 +19,11 @@ import ray.tune
 from ray.tune.result import DONE
 
 from pipelines.checkpoint import CheckpointStore
-from pipelines.config import RunConfig, ScalingConfig, SentimentConfig, StageConfig, TrackingConfig
+from pipelines.config import RunConfig, ScalingConfig, StageConfig, TrackingConfig, stages_of
 from pipelines.pipeline import Pipeline, StageFailedError
 from pipelines.stage_folder import CHECKPOINTS
 from pipelines.storage import Storage
-from tune.record import TRIALS, trial_name
+from tune.record import TRIALS, trial_name, validation_metrics
 from tune.searcher import TRIAL, VALUES
 from tune.space import Values, with_values
 
@@ -60,9 +60,7 @@ class TrialPlan:
 
     def stages(self, config: PipelineConfig, number: int) -> Mapping[str, StageConfig]:
         """Return the stages of a trial's pipeline."""
-        if isinstance(config, SentimentConfig):
-            return config.stages((self.trials / trial_name(number)).uri)
-        return {self.verb: config}
+        return stages_of(self.verb, config, (self.trials / trial_name(number)).uri)
 
     def pipeline(self, number: int, values: Values) -> Pipeline:
         """Return a trial's pipeline.
@@ -121,8 +119,7 @@ class Training:
         try:
             outcome = self._pipeline.execute(self)[-1]
             # Without a step where the stage had ended before, so that there was no epoch to tell of.
-            metrics = {name: value for name, value in outcome.result.items() if name.startswith("val_")}
-            result = self._final or {EPOCH: outcome.result["epochs"], **metrics}
+            result = self._final or {EPOCH: outcome.result["epochs"], **validation_metrics(outcome.result)}
             self._results.put({**result, PARAMETERS: outcome.result["parameters"], COMPLETE: True, DONE: True})
         except _StoppedError:
             pass
@@ -150,7 +147,7 @@ class Training:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def _end_epoch(self, record: Mapping[str, Any], is_last: bool) -> None:
-        metrics = {key: value for key, value in record.items() if key.startswith("val_")}
+        metrics = validation_metrics(record)
         seconds = time.monotonic() - self._started - self._waited
         epoch = {EPOCH: record["epoch"] + 1, "step": record["step"]}
         result = {**epoch, **metrics, **self._facts, SECONDS: round(seconds, 3)}

@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from pipelines.stage_folder import CHECKPOINTS, MODEL
 from pipelines.storage import Storage
 from tune.config import Goal, SearchConfig
-from tune.record import RAN, TRIALS, State, TrialRecord, ranked
+from tune.record import RAN, TRIALS, State, TrialRecord, ranked, validation_metrics
 from tune.searcher import NUMBER, TRIAL, VALUES
 from tune.trial import COMPLETE, EPOCH, FAILURE, PARAMETERS, SECONDS
 
@@ -45,6 +45,7 @@ class Watch(ray.tune.Callback):
         config: The search.
         past: Trials of an earlier start.
         listeners: Told of every beginning, epoch and end.
+        gpus: GPUs of a trial, all its workers together.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Watch(ray.tune.Callback):
         config: SearchConfig,
         past: Sequence[TrialRecord],
         listeners: Sequence[Listener],
+        gpus: float = 0.0,
     ) -> None:
         self.learn: Callable[[TrialRecord], None] = lambda record: None
         self._search, self._goal, self._config, self._listeners = search, goal, config, listeners
+        self._gpus = gpus
         self._records = {record.number: record for record in past}
         self._earlier_seconds = {record.number: record.seconds for record in past}
         self._started = time.monotonic()
@@ -110,12 +113,11 @@ class Watch(ray.tune.Callback):
             return
         record = self._record(trial)
         self._note_exploit(record, trial, result)
-        known = ("step", EPOCH)
-        epoch = {key: value for key, value in result.items() if key in known or key.startswith("val_")}
+        epoch = {EPOCH: result[EPOCH], "step": result["step"], **validation_metrics(result)}
         record.epochs = [past for past in record.epochs if past[EPOCH] < epoch[EPOCH]]
         record.epochs.append({**epoch, "time": time.time()})
         record.seconds = self._earlier_seconds.get(record.number, 0.0) + result.get(SECONDS, 0.0)
-        record.gpu_seconds = record.seconds * self._gpus(trial)
+        record.gpu_seconds = record.seconds * self._gpus
         record.parameters = result.get(PARAMETERS, record.parameters)
         record.write(self._search)
         for listener in self._listeners:
@@ -162,10 +164,6 @@ class Watch(ray.tune.Callback):
         if record.values != trial.config[TRIAL][VALUES]:
             record.values = dict(trial.config[TRIAL][VALUES])
             record.exploited[str(result[EPOCH])] = trial.config[TRIAL][NUMBER]
-
-    def _gpus(self, trial: Trial) -> float:
-        per_worker = trial.placement_group_factory.required_resources.get("GPU", 0.0)
-        return float(self._config.resources_per_trial.get("GPU", per_worker)) * self._config.workers_per_trial
 
     def _tidy(self) -> None:
         """Delete the checkpoints and models of trials that had their turn and are not among the best."""

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.commands import Start, commands
 
 STEPS_PER_EPOCH = 63  # ceil(500 / 8)
 EPOCHS = 3
@@ -41,7 +43,6 @@ def command(tmp_path: Path, run_name: str) -> list[str]:
     return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
 
 
-Start = Callable[[list[str]], "subprocess.Popen[bytes]"]
 IN_PROCESS, RAY_WORKER = "", "local"  # RAY_ADDRESS for a worker in the command's own process, and for one of Ray's
 
 
@@ -53,18 +54,8 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(log: Path, ray_address: str) -> Iterator[Start]:
     """Start commands whose output goes to the log; none outlives the test."""
-    processes = []
-    environment = {**os.environ, "RAY_ADDRESS": ray_address}
-
-    def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-        with log.open("ab") as output:
-            process = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment, start_new_session=True)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
+    with commands(log, {**os.environ, "RAY_ADDRESS": ray_address}) as start:
+        yield start
 
 
 def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], deadline: float = 150.0) -> int:

@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from pipelines.config import MLMStageConfig, RunConfig
 from pipelines.storage import Storage
 from tune.config import Goal, SearchConfig
-from tune.record import TrialRecord, ranked
+from tune.record import State, TrialRecord, ranked
 from tune.report import write_report
 from tune.search import Search
 
@@ -27,13 +27,21 @@ def search(tmp_path: Path) -> Search:
     return Search("mlm", MLMStageConfig(), RunConfig("s<1>"), SearchConfig(), goal, SPACE, storage)
 
 
-def record(number: int, losses: list[float], latents: int, decay: float, state: str = "finished") -> TrialRecord:
+def record(number: int, losses: list[float], latents: int, decay: float, state: State = "finished") -> TrialRecord:
     epochs = [
         {"epoch": i + 1, "step": 4 * (i + 1), "val_loss": loss, "time": 10.0 * number + i}
         for i, loss in enumerate(losses)
     ]
     values = {"encoder.num_latents": latents, "optimizer.weight_decay": decay}
-    return TrialRecord(number, values, state, "", epochs, 5.0 + number, 0.0, 1000 * latents, 10.0 * number)  # type: ignore[arg-type]
+    return TrialRecord(
+        number,
+        values,
+        state,
+        epochs=epochs,
+        seconds=5.0 + number,
+        parameters=1000 * latents,
+        start_time=10.0 * number,
+    )
 
 
 def test_page_and_pictures(search: Search) -> None:

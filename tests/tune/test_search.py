@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines.storage import Storage
+from tests.commands import commands
 from tests.tune.options import options
 from tune.record import TrialRecord, read_records
 
@@ -33,19 +34,13 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(tmp_path: Path, log: Path) -> Iterator[Start]:
     """Start searches, whose output goes to the log; none outlives the test."""
-    processes = []
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with commands(log, environment) as start_command:
 
-    def start(verb: str = "image-classifier", **changes: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tune", verb, *options(tmp_path, **changes)]
-        with log.open("ab") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-        processes.append(process)
-        return process
+        def start(verb: str = "image-classifier", **changes: Any) -> subprocess.Popen[bytes]:
+            return start_command([sys.executable, "-m", "tune", verb, *options(tmp_path, **changes)])
 
-    yield start
-    for process in processes:
-        process.kill()
+        yield start
 
 
 def records(tmp_path: Path) -> list[TrialRecord]:
@@ -55,6 +50,7 @@ def records(tmp_path: Path) -> list[TrialRecord]:
 def wait_for(
     condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 200.0
 ) -> None:
+    """Look again and again until a condition holds, or the process ends, or the time is over."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, log.read_text()

@@ -24,8 +24,7 @@ class FakeTrial(SimpleNamespace):
 
 def make_trial(number: int, donor: int | None = None, **values: Any) -> Any:
     config = {"trial": {"number": number if donor is None else donor, "values": values}}
-    resources = SimpleNamespace(required_resources={"CPU": 1.0, "GPU": 0.5})
-    return FakeTrial(number=number, config=config, last_result={}, placement_group_factory=resources)
+    return FakeTrial(number=number, config=config, last_result={})
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def search(tmp_path: Path) -> Storage:
 
 
 def make_watch(search: Storage, **settings: Any) -> Watch:
-    return Watch(search, Goal("val_loss", "min"), SearchConfig(**settings), [], [])
+    return Watch(search, Goal("val_loss", "min"), SearchConfig(**settings), [], [], gpus=0.5)
 
 
 def tell(watch: Watch, trial: Any, epoch: int, loss: float, seconds: float = 1.0) -> None:
