@@ -361,8 +361,12 @@ class TrainerConfig:
     compiler. It pays in long runs, most of all on GPUs."""
     gradient_clip_norm: float | None = None
     """Largest L2 norm of the gradient; a larger one is scaled down (null: no limit)."""
+    log_gradient_norm: bool = False
+    """Whether the L2 norm of the gradient is recorded where gradient_clip_norm, with which it always is, is not set."""
     checkpoint_every_n_steps: int = 200
     """Steps between two checkpoints within an epoch; the end of an epoch always leaves one."""
+    checkpoint_every_n_minutes: float | None = 10.0
+    """Minutes after which a checkpoint is due however few steps were made (null: never)."""
     select_by: Literal["val_loss", "val_accuracy"] = "val_loss"
     """Validation metric that selects the epoch whose weights become the model."""
 
@@ -371,6 +375,8 @@ class TrainerConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
         choices = ("auto", "32-true", "bf16-mixed", "16-mixed")
         _require(self.precision in choices, "precision", self.precision, " or ".join(choices))
+        minutes = self.checkpoint_every_n_minutes
+        _require(minutes is None or minutes > 0, "checkpoint_every_n_minutes", minutes, "above 0")
         clip = self.gradient_clip_norm
         _require(clip is None or clip > 0, "gradient_clip_norm", clip, "above 0")
         _require(

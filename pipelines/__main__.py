@@ -8,27 +8,33 @@ from collections.abc import Sequence
 
 from perceiver.errors import UserError
 from pipelines.cli import Command, ConvertCommand, fail, parse
+from pipelines.control import stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C
-    and after a SIGTERM that training in this process took.
+    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C or
+    SIGTERM.
     """
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
-        if isinstance(command, ConvertCommand):
-            from pipelines.convert import convert
-
-            convert(command)
-        else:
-            _run(command)
+        with stoppable():
+            _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _execute(argv: Sequence[str]) -> None:
+    command = parse(argv)
+    if isinstance(command, ConvertCommand):
+        from pipelines.convert import convert
+
+        convert(command)
+    else:
+        _run(command)
 
 
 def _run(command: Command) -> None:

@@ -6,8 +6,9 @@ holds its sha256 and where in the training it was taken. The manifest is written
 
 from __future__ import annotations
 
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from perceiver.files import MANIFEST, DamagedFolderError, read_manifest, write_manifest
+from pipelines.control import HOW_TO_CONVERGE, DivergedError
 from pipelines.storage import Storage
 
 STATE = "state.ckpt"
@@ -64,12 +68,18 @@ class CheckpointStore:
         """Write a checkpoint, then delete those that are neither new nor best.
 
         Checkpoints of later steps go too: training went back behind them because they are damaged.
+
+        Raises:
+            DivergedError: If a weight is not a number, or infinite; the earlier checkpoints stay.
         """
-        with tempfile.TemporaryDirectory(prefix="perceiver-checkpoint-") as temporary:
-            folder = Path(temporary)
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
             torch.save(state, folder / STATE)
             write_manifest(folder, **asdict(position))
-            (self.storage / position.name).upload_folder(folder)
+
+        _check_finite(state)
+        (self.storage / position.name).write_folder(write)
         self._prune(position.name)
 
     def load(self, position: Position) -> dict[str, Any]:
@@ -139,21 +149,84 @@ class CheckpointStore:
 
 
 class StoreIO(CheckpointIO):
-    """Lets a Lightning Trainer save to and restore from a CheckpointStore; a path is a checkpoint's name."""
+    """Lets a Lightning Trainer save to and restore from a CheckpointStore; a path is a checkpoint's name.
 
-    def __init__(self, store: CheckpointStore) -> None:
+    Saving takes a copy of the state and returns; a thread writes it while training goes on. An error that the thread
+    meets is raised by the next call.
+
+    Args:
+        store: Where the checkpoints lie.
+        in_background: Whether training goes on meanwhile.
+
+    Attributes:
+        written: The newest position whose checkpoint is whole on the storage.
+        seconds_waited: Time for which training waited for checkpoints.
+    """
+
+    def __init__(self, store: CheckpointStore, in_background: bool = True) -> None:
         self.store = store
+        self.in_background = in_background
+        self.written: Position | None = None
+        self.seconds_waited = 0.0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; `storage_options` is its Position."""
-        self.store.save(checkpoint, storage_options)
+        """Write a checkpoint, after the one before it; `storage_options` is its Position."""
+        asked = time.perf_counter()
+        self.wait()
+        self._writing = self._writer.submit(self._write, _copy(checkpoint), storage_options)
+        if not self.in_background:
+            self.wait()
+        self.seconds_waited += time.perf_counter() - asked
+
+    def _write(self, state: dict[str, Any], position: Position) -> None:
+        self.store.save(state, position)
+        self.written = position
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the storage, and raise what kept it from getting there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Write what was saved, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read the checkpoint of a name."""
+        self.wait()
         return self.store.load(Position(step=int(Path(path).name.removeprefix("step-"))))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the checkpoint of a name."""
+        self.wait()
         (self.store.storage / Path(path).name).delete()
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy a state to memory that the next step leaves alone; a GPU's copies go there all at once."""
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_cuda:
+            return value.detach().clone()
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value.detach(), non_blocking=True)
+
+    copied: dict[str, Any] = tree_map(copy, state)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _check_finite(state: Mapping[str, Any]) -> None:
+    for name, value in state.get("state_dict", {}).items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DivergedError(f"{name} has values that are no numbers, or infinite: {HOW_TO_CONVERGE}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +31,7 @@ def trains_in_process(scaling: ScalingConfig) -> bool:
     do the same half a minute later.
     """
     no_cluster = not os.environ.get("RAY_ADDRESS") and not _is_connected()
-    return scaling.num_workers == 0 or (scaling.num_workers == 1 and no_cluster)
+    return scaling.max_workers == 0 or (scaling.max_workers == 1 and no_cluster)
 
 
 def check_cluster(scaling: ScalingConfig) -> None:
@@ -40,10 +42,10 @@ def check_cluster(scaling: ScalingConfig) -> None:
     Raises:
         UserError: If this machine can't hold the workers, or RAY_ADDRESS leads nowhere.
     """
-    if scaling.num_workers and _is_connected():
+    if scaling.max_workers and _is_connected():
         return
     address = _address()
-    if scaling.num_workers and address:
+    if scaling.max_workers and address:
         _check_answers(address)
     else:
         _check_fits(scaling, _own_resources())
@@ -76,20 +78,32 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
-    import ray
+    with _own_signals():
+        import ray
 
-    address = _address()
-    options = {"address": address} if address else _local()
-    try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        if address is None:
-            raise
-        raise _wrong_address(address, str(error) or type(error).__name__) from error
+        address = _address()
+        options = {"address": address} if address else _local()
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            if address is None:
+                raise
+            raise _wrong_address(address, str(error) or type(error).__name__) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what the program does at SIGTERM: Ray would end it at once, wherever it is."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def own_resources() -> dict[str, float] | None:
@@ -111,7 +125,7 @@ def own_cores(scaling: ScalingConfig) -> int:
 
 def _share(scaling: ScalingConfig, total: Mapping[str, float]) -> tuple[dict[str, float], bool]:
     use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
-    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // max(1, scaling.num_workers))
+    cpus = scaling.cpus_per_worker or max(1, int(total.get("CPU", 1)) // max(1, scaling.max_workers))
     return {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
 
 
@@ -172,7 +186,7 @@ def _free_port() -> int:
 
 
 def _check_fits(scaling: ScalingConfig, total: Mapping[str, float]) -> None:
-    cores, gpus, workers = total["CPU"], total["GPU"], scaling.num_workers
+    cores, gpus, workers = total["CPU"], total["GPU"], scaling.min_workers
     if scaling.use_gpu and not gpus:
         raise UserError(
             "scaling.use_gpu is true, but this machine has no GPU that PyTorch can use: leave it out, or name a "

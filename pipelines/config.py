@@ -29,10 +29,11 @@ def _single_head() -> DecoderConfig:
 class ScalingConfig:
     """The workers of a stage."""
 
-    num_workers: int = 1
+    num_workers: int | tuple[int, int] = 1
     """Training workers; they divide each batch among them. One alone trains in the process of the command itself,
     which starts at once, unless RAY_ADDRESS names a Ray cluster or is "local", which starts one of this machine's own
-    (0: in the process of the command, whatever RAY_ADDRESS is)."""
+    (0: in the process of the command, whatever RAY_ADDRESS is). "[1, 4]": as many as the cluster has room for, which
+    may change while they train."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU (null: if the cluster has any)."""
     cpus_per_worker: int | None = None
@@ -40,14 +41,38 @@ class ScalingConfig:
     max_failures: int = 2
     """Times that Ray starts the workers again after one of them died. Training in the process of the command dies with
     it; the same command then goes on from the newest checkpoint."""
+    timeout_seconds: int = 60
+    """Seconds after which a worker that doesn't answer, or that others wait for, counts as dead."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, but must be 0 or more")
+        if self.min_workers < 0:
+            raise ValueError(f"num_workers is {self._shown()}, but must be 0 or more")
+        if self.is_elastic and not 1 <= self.min_workers <= self.max_workers:
+            raise ValueError(f"num_workers is {self._shown()}, but the first must be 1 or more, the second no less")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but must be 1 or more")
         if self.max_failures < 0:
             raise ValueError(f"max_failures is {self.max_failures}, but must be 0 or more")
+        if self.timeout_seconds < 1:
+            raise ValueError(f"timeout_seconds is {self.timeout_seconds}, but must be 1 or more")
+
+    def _shown(self) -> str:
+        return str(list(self.num_workers)) if isinstance(self.num_workers, tuple) else str(self.num_workers)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which nothing trains."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """Workers at most."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from perceiver.errors import UserError
 from pipelines.cluster import check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
+from pipelines.lock import check_unlocked, run_lock
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
 from pipelines.stages import Prepared, StagePlan, prepare, with_absolute_paths
@@ -89,7 +90,7 @@ class Pipeline:
         """
         self.check()
         first = prepare(next(iter(self.stages.values())))
-        with cluster(self.run.scaling), self._tracked(first, progress) as tracker:
+        with run_lock(self.folder), cluster(self.run.scaling), self._tracked(first, progress) as tracker:
             for number, (name, config) in enumerate(self.stages.items()):
                 prepared = first if number == 0 else prepare(config)
                 self.outcomes.append(self._run_stage(name, config, prepared, tracker, progress))
@@ -120,13 +121,19 @@ class Pipeline:
             UserError: If there is one.
         """
         check_run_name(self.run.run_name)
-        workers = self.run.scaling.num_workers
+        scaling = self.run.scaling
         for name, config in self.stages.items():
-            if workers and config.trainer.batch_size % workers:
-                prefix = f"{name}." if len(self.stages) > 1 else ""
+            batch_size = config.trainer.batch_size
+            prefix = f"{name}." if len(self.stages) > 1 else ""
+            if scaling.is_elastic and batch_size < scaling.max_workers:
                 raise UserError(
-                    f"{prefix}trainer.batch_size is {config.trainer.batch_size}, which {workers} workers don't divide: "
-                    f"choose a multiple of scaling.num_workers"
+                    f"{prefix}trainer.batch_size is {batch_size}, too little for {scaling.max_workers} workers: choose "
+                    "a larger one, or fewer workers in scaling.num_workers"
+                )
+            if not scaling.is_elastic and scaling.min_workers and batch_size % scaling.min_workers:
+                raise UserError(
+                    f"{prefix}trainer.batch_size is {batch_size}, which {scaling.min_workers} workers don't divide: "
+                    "choose a multiple of scaling.num_workers"
                 )
         check_cluster(self.run.scaling)
         self._check_folder()
@@ -138,6 +145,7 @@ class Pipeline:
         if not self.folder.is_dir():
             raise UserError(f"run_name is {self.run.run_name}, but {self.folder} is a file: choose another run_name")
         self.folder.check_writable()
+        check_unlocked(self.folder)
         for name, config in self.stages.items():
             stage = StageFolder(self.folder, name)
             stage.read_state()

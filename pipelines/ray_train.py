@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import queue
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -17,10 +17,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.build import Report
 from pipelines.cluster import worker_resources
 from pipelines.config import ScalingConfig
+from pipelines.control import DivergedError, Link, StoppedError, Wish, stop_requests
+from pipelines.mailbox import Failures, Relay, WishReader
 from pipelines.stages import StagePlan
 from pipelines.worker import run_stage
 
-_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
+_HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_DIVERGED, _STOPPED = "diverged", "stopped"
 
 
 def train_on_workers(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, Any]:
@@ -36,100 +40,92 @@ def train_on_workers(plan: StagePlan, scaling: ScalingConfig, report: Report) ->
 
     Raises:
         ray.train.TrainingFailedError: If training failed more often than the config allows.
+        DivergedError: If the numbers make no sense any more.
+        KeyboardInterrupt: If the user stopped it, by Ctrl-C or SIGTERM.
     """
     resources, use_gpu = worker_resources(scaling)
+    os.environ.setdefault(_HEALTH_CHECK, str(scaling.timeout_seconds))
+    relay = Relay(report, f"{scaling.min_workers} workers of {_listed(resources)} each")
     scratch = plan.storage / ".ray"
-    with _relay(report) as mailbox:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"plan": plan, "mailbox": mailbox},
-            torch_config=_GroupIfNeeded(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=resources
-            ),
-            # A name of its own: Ray's notes about a run are of no use to us, and a torn one would stop a resumed run.
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex[:8],
-                storage_path=scratch.path,
-                storage_filesystem=scratch.filesystem,
-                failure_config=FailureConfig(max_failures=scaling.max_failures),
-            ),
-        )
-        with _interrupt_as_usual():
-            result = trainer.fit().return_value
+    scratch.delete()  # what a driver that died left there
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"plan": plan, "mailbox": relay.mailbox},
+        torch_config=_GroupIfNeeded(timeout_s=scaling.timeout_seconds),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        # A name of its own: Ray's notes about a run are of no use to us, and a torn one would stop a resumed run.
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex[:8],
+            storage_path=scratch.path,
+            storage_filesystem=scratch.filesystem,
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+            callbacks=[Failures(relay.mailbox)],
+        ),
+    )
+    with relay.running():
+        result = _fit(trainer, relay, scaling.timeout_seconds)
     scratch.delete()
+    if _DIVERGED in result:
+        raise DivergedError(result[_DIVERGED])
+    if _STOPPED in result:
+        raise KeyboardInterrupt
     return result
 
 
-@contextmanager
-def _interrupt_as_usual() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, here and afterwards: Ray stops the workers, but then exits with status 0."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def _listed(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _fit(trainer: TorchTrainer, relay: Relay, seconds_to_stop: float) -> dict[str, Any]:
+    """Fit in a thread, while this one, the main one, takes the signals that ask to stop.
+
+    The workers are asked to stop after a checkpoint. Where they can't, because they don't train at the moment, or
+    don't within some seconds, KeyboardInterrupt is raised and they die with the connection to the cluster.
+    """
+    outcome: queue.Queue[dict[str, Any] | BaseException] = queue.Queue()
+
+    def fit() -> None:
+        try:
+            outcome.put(trainer.fit().return_value)
+        except BaseException as error:  # it is raised where the outcome is waited for
+            outcome.put(error)
+
+    with stop_requests() as requests:
+        threading.Thread(target=fit, name="fit", daemon=True).start()
+        deadline = float("inf")
+        while True:
+            if requests.wish() and deadline == float("inf"):
+                deadline = time.monotonic() + (seconds_to_stop if relay.phase == "training" else 0.0)
+                relay.ask(Wish.STOP)
+            if time.monotonic() > deadline:
+                raise KeyboardInterrupt
+            try:
+                result = outcome.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            return result
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Run on each training worker."""
+    """Run on each training worker. What another attempt would not mend is returned, so that Ray makes none."""
     context = ray.train.get_context()
-    mailbox = config["mailbox"]
+    rank, mailbox = context.get_world_rank(), config["mailbox"]
+    reasons = ray.get(mailbox.join.remote(rank, ray.get_runtime_context().get_node_id()))
 
     def report(state: dict[str, Any]) -> None:
         mailbox.put.remote(state)
 
-    return run_stage(config["plan"], report, context.get_world_rank(), context.get_world_size())
-
-
-class _Mailbox:
-    """Holds what the workers report until the driver takes it."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] = []
-
-    def put(self, state: dict[str, Any]) -> None:
-        self.states.append(state)
-
-    def take(self) -> list[dict[str, Any]]:
-        states, self.states = self.states, []
-        return states
-
-
-@contextmanager
-def _relay(report: Report) -> Iterator[Any]:
-    """Pass what the workers report on to the driver, from a thread."""
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    stopped = threading.Event()
-
-    def deliver() -> None:
-        for state in ray.get(mailbox.take.remote()):
-            report(state)
-
-    thread = threading.Thread(target=_poll, args=(deliver, stopped), daemon=True)
-    thread.start()
+    link = Link(report, WishReader(mailbox), rank, context.get_world_size(), reasons)
     try:
-        yield mailbox
-    finally:
-        stopped.set()
-        thread.join()
-        ray.kill(mailbox)
-
-
-def _poll(deliver: Callable[[], None], stopped: threading.Event) -> None:
-    while True:
-        last = stopped.wait(_POLL_SECONDS)
-        try:
-            deliver()
-        except ray.exceptions.RayError:
-            return
-        if last:
-            return
+        return run_stage(config["plan"], link)
+    except StoppedError:
+        return {_STOPPED: True}
+    except DivergedError as error:
+        return {_DIVERGED: str(error)}
 
 
 class _GroupIfNeeded(TorchConfig):

@@ -43,7 +43,7 @@ AnyConfig = TypeVar("AnyConfig", bound=StageConfig | SentimentConfig)
 # Settings that change where things lie or how fast they come, but not the result.
 _WITHOUT_EFFECT = {
     "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers", "kept_latents_gb"),
-    "trainer": ("checkpoint_every_n_steps",),
+    "trainer": ("checkpoint_every_n_steps", "checkpoint_every_n_minutes", "log_gradient_norm"),
 }
 _PATHS = ("path", "test_path", "unlabelled_path", "tokenizer")
 
@@ -93,7 +93,8 @@ class StagePlan:
         config: Its settings.
         prepared: What the driver learned about its data and model.
         storage: Folder of its result.
-        tests: Whether the best weights are tested at the end.
+        tests: Whether the best weights are tested at the end; a trial of a search isn't, and pauses after each epoch,
+            whose checkpoint has to be whole by then.
     """
 
     name: str

@@ -217,13 +217,24 @@ class Storage:
             copy.write_bytes(source.read_bytes())
         self.delete()
 
-    def upload_folder(self, folder: str | os.PathLike[str]) -> None:
-        """Copy a local folder to this place, and replace what was here.
+    def write_folder(self, write: Callable[[Path], object]) -> None:
+        """Let `write` make a new local folder, and put it in this place, instead of what was here.
 
-        Locally the whole copy appears at once. Elsewhere manifest.json arrives last: a folder with one is whole.
+        Locally it is made beside this place, so that nothing is written twice, and appears at once. Elsewhere
+        manifest.json arrives last: a folder with one is whole.
         """
         if self.is_local:
-            _replace_folder(self.local_path, lambda new: shutil.copytree(folder, new))
+            _replace_folder(self.local_path, write)
+            return
+        with tempfile.TemporaryDirectory(prefix="perceiver-") as temporary:
+            folder = Path(temporary) / self.name
+            write(folder)
+            self.upload_folder(folder)
+
+    def upload_folder(self, folder: str | os.PathLike[str]) -> None:
+        """Copy a local folder to this place, and replace what was here, as `write_folder` does."""
+        if self.is_local:
+            self.write_folder(lambda new: shutil.copytree(folder, new))
             return
         self.delete()
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from pipelines.build import Report
 from pipelines.cluster import own_cores, trains_in_process
 from pipelines.config import ScalingConfig
+from pipelines.control import Link, StoppedError, stop_requests
 from pipelines.stages import StagePlan
 from pipelines.worker import run_stage
 
@@ -27,10 +26,17 @@ def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, 
 
     Returns:
         The stage's result, as `pipelines.worker.run_stage` returns it.
+
+    Raises:
+        KeyboardInterrupt: If the user stopped it, by Ctrl-C or SIGTERM.
+        DivergedError: If the numbers make no sense any more.
     """
     if trains_in_process(scaling):
-        with _threads(own_cores(scaling)), _stop_at_sigterm():
-            return run_stage(plan, report)
+        with _threads(own_cores(scaling)), stop_requests() as requests:
+            try:
+                return run_stage(plan, Link(report, requests.wish))
+            except StoppedError:
+                raise KeyboardInterrupt from None
     from pipelines.ray_train import train_on_workers  # Ray takes seconds to import
 
     return train_on_workers(plan, scaling, report)
@@ -45,23 +51,3 @@ def _threads(cores: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_at_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop training as Ctrl-C does: Lightning alone would end the program with status 0, as if it was done.
-
-    Lightning's own handler calls the one that it finds.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

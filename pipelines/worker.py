@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,29 @@ from perceiver.allocator import keep_freed_memory
 from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
 from perceiver.tasks.base import Task
-from pipelines.build import Report, build
+from pipelines.build import build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig
+from pipelines.control import DivergedError, Link
 from pipelines.journal import JournalWriter
 from pipelines.stage_folder import CHECKPOINTS
 from pipelines.stages import StagePlan
 
 
-def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
     """Train a stage from its newest checkpoint on, test the best weights if asked to, and leave them in model/.
 
     Args:
         plan: What to train.
-        report: Called by rank 0 with the state of the training, often.
-        rank: This worker's number.
-        world_size: Number of workers.
+        link: The way to the driver, and this worker's place among the others.
 
     Returns:
-        The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, seconds.
+        The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, restarts, seconds.
+
+    Raises:
+        StoppedError: If the driver wished it.
+        DivergedError: If the numbers make no sense any more.
     """
     _be_quiet()
     if not torch.cuda.is_available():
@@ -50,26 +53,31 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
     started = time.monotonic()
     trainer_config = plan.config.trainer
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
-    found = _agree(_look_back(store) if rank == 0 else None, world_size)
+    found = _agree(_look_back(store) if link.rank == 0 else None, link.world_size)
     start = found or Position()
     loading = Loading(
         batch_size=trainer_config.batch_size,
         seed=trainer_config.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=link.rank,
+        world_size=link.world_size,
         start_epoch=start.epoch,
         start_step=start.batch,
     )
 
     def tell(state: dict[str, Any]) -> None:
-        if rank == 0:
-            report(state)
+        if link.rank == 0:
+            link.report(state)
 
-    task, data = build(plan.config, plan.prepared, loading, _device(world_size), tell)
+    task, data = build(plan.config, plan.prepared, loading, _device(link.world_size), tell)
+    task.log_gradient_norm = trainer_config.log_gradient_norm
     tell({"parameters": _num_parameters(task)})
-    with _journal(plan, start, rank) as journal, _pass_on_ctrl_c():
-        callback = StageCallback(trainer_config, journal, report, start, started)
-        trainer = _trainer(plan.config, world_size, StoreIO(store), callback)
+    with (
+        _journal(plan, start, link) as journal,
+        closing(StoreIO(store, in_background=plan.tests)) as checkpoints,
+        _pass_on_ctrl_c(),
+    ):
+        callback = StageCallback(trainer_config, journal, link, checkpoints, start, started)
+        trainer = _trainer(plan.config, link.world_size, checkpoints, callback)
         if start.epoch < trainer_config.max_epochs:
             trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
         best, state = store.load_best()
@@ -77,7 +85,8 @@ def run_stage(plan: StagePlan, report: Report, rank: int = 0, world_size: int = 
         if plan.tests:
             trainer.test(task, datamodule=data, verbose=False)
         result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
-        if rank == 0:
+        result["restarts"] = len(link.reasons)
+        if link.rank == 0:
             _leave_model(plan, task)
     return result
 
@@ -98,14 +107,22 @@ def _agree(found: Position | None, world_size: int) -> Position | None:
 
 
 @contextmanager
-def _journal(plan: StagePlan, start: Position, rank: int) -> Iterator[JournalWriter | None]:
-    """Open the journal on rank 0, whose records after the checkpoint will come again."""
-    if rank:
+def _journal(plan: StagePlan, start: Position, link: Link) -> Iterator[JournalWriter | None]:
+    """Open the journal on rank 0, whose records after the checkpoint will come again; note what ended this attempt."""
+    if link.rank:
         yield None
         return
     journal = JournalWriter(plan.storage, after_step=start.step)
+    where = {"kind": "event", "epoch": start.epoch, "step": start.step}
+    if link.reasons:
+        journal.write({**where, "event": "restart", "reason": link.reasons[-1], "workers": link.world_size})
+    elif start.step:
+        journal.write({**where, "event": "resume", "workers": link.world_size})
     try:
         yield journal
+    except DivergedError as error:
+        journal.write({**where, **error.facts, "event": "diverged"})
+        raise
     finally:
         journal.close()
 
@@ -146,7 +163,7 @@ def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callb
         # The gradients live in the buckets that are sent while the backward pass goes on.
         strategy = RayDDPStrategy(gradient_as_bucket_view=True)
         placement = {"strategy": strategy, "devices": "auto", "plugins": plugins}
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **placement,
         accelerator="gpu" if has_gpu else "cpu",
         precision=resolve_precision(config.trainer.precision),
@@ -160,6 +177,18 @@ def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callb
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    _leave_signals_alone(trainer)
+    return trainer
+
+
+def _leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keep Lightning from ending training at SIGTERM, and from asking all ranks about it in every step.
+
+    It would end the program as if all were well, before a checkpoint is taken; and a GPU would have to finish each step
+    before it is given the next.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def resolve_precision(precision: str) -> Any:

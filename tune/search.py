@@ -14,13 +14,13 @@ from typing import Any
 
 import ray
 import ray.tune
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, distribution_to_json
 
 from perceiver.errors import UserError
 from pipelines.cli import Command, PipelineConfig
 from pipelines.cluster import check_cluster, connected, own_resources
 from pipelines.config import RunConfig, ScalingConfig, SentimentConfig
+from pipelines.lock import HOLDER, LOCK, check_unlocked, run_lock
 from pipelines.pipeline import Pipeline
 from pipelines.sink import PipelineRun
 from pipelines.stage_folder import plain
@@ -37,8 +37,6 @@ from tune.watch import Listener, Watch
 SETTINGS = "search.json"
 VAL_LOSS, VAL_ACCURACY = "val_loss", "val_accuracy"
 _SCRATCH = ".ray"
-_LOCK = ".lock"
-_LOCK_SECONDS = 2.0
 _TUNE_CHECKPOINTS = 4  # which population-based training passes on
 _SETTING_NAMES = {
     "verb": "pipeline",
@@ -136,7 +134,8 @@ def _check_free(search: Search) -> None:
     folder, resume = search.folder, search.config.resume
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --run_name")
-    if not set(folder.names()) - {_LOCK}:
+    check_unlocked(folder)
+    if not set(folder.names()) - {LOCK, HOLDER}:
         if resume:
             raise UserError(f"--resume needs a search to go on with, but {folder} holds none: check --run_name")
         return
@@ -181,7 +180,7 @@ def run_search(search: Search, listeners: Sequence[Listener]) -> None:
     """
     pipeline = _plan(search, {}).pipeline(0, {})
     prepare(next(iter(pipeline.stages.values())))  # finds what is wrong with the data, and fills the caches
-    with _locked(search.folder), _connected(search) as resources:
+    with run_lock(search.folder), _connected(search) as resources:
         (search.folder / SETTINGS).write_json(_settings(search))
         past = [_restored(search, record, pipeline) for record in read_records(search.folder)]
         gpus = resources.get("GPU", 0.0) * search.config.workers_per_trial
@@ -244,24 +243,6 @@ def _population(config: SearchConfig, searcher: SpaceSearcher, size: int) -> dic
         return {}
     suggestions = [searcher.suggest(str(i)) for i in range(size)]
     return {TRIAL: ray.tune.grid_search([s[TRIAL] for s in suggestions if isinstance(s, dict)])}
-
-
-@contextmanager
-def _locked(folder: Storage) -> Iterator[None]:
-    """Let no second process run the same search on this machine."""
-    if not folder.is_local:
-        yield
-        return
-    folder.local_path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.local_path / _LOCK)
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout:
-        raise UserError(f"another process is running the search in {folder}: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

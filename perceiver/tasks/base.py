@@ -15,6 +15,8 @@ from perceiver.random import step_seed
 
 Batch = dict[str, Tensor]
 
+NOT_COMPUTED = -1.0  # in place of a gradient's norm
+
 
 class LossTerms(NamedTuple):
     """A loss before it is divided, so that it can be added up over workers.
@@ -54,7 +56,19 @@ class Task(pl.LightningModule):
         accuracy: Metric over (predictions, labels) that ignores the label -100.
         total_steps: Optimizer steps of the whole run.
         seed: Seed of the dropout masks.
+
+    Attributes:
+        signal: A number that travels with the loss of a step: the ranks' sum of it is in `step_numbers` of all of them,
+            which is how they agree on something without a collective of its own.
+        log_gradient_norm: Whether the L2 norm of the gradient is computed where nothing is clipped.
+        step_numbers: Loss, sum of the signals and norm of the gradient before clipping (NOT_COMPUTED where it
+            was not wanted) of the last
+            step, (3,), on the device of the training.
     """
+
+    signal: float = 0.0
+    log_gradient_norm: bool = False
+    step_numbers: Tensor | None = None
 
     def __init__(
         self, model: nn.Module, optimizer: OptimizerConfig, accuracy: Metric, total_steps: int, seed: int = 0
@@ -67,7 +81,7 @@ class Task(pl.LightningModule):
         self.mean_loss = MeanMetric()
         self.accuracy = accuracy
         self.num_samples = SumMetric()
-        self.step_loss: Tensor | None = None
+        self._step_sums: Tensor | None = None
 
     def loss_terms(self, batch: Batch) -> LossTerms:
         """Return the undivided loss of this worker's part of a batch."""
@@ -102,12 +116,18 @@ class Task(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scale a large gradient down to the norm that is set.
+        """Scale a large gradient down to the norm that is set, and note the numbers of the step.
 
         Lightning would refuse where a fused optimizer meets bfloat16, as if its gradients were scaled like float16's.
         """
+        assert self._step_sums is not None
+        norm = self._step_sums.new_tensor(NOT_COMPUTED)
         if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+        elif self.log_gradient_norm:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        total, count, signals = self._step_sums
+        self.step_numbers = torch.stack([total / count, signals, norm.float()])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
@@ -119,16 +139,13 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss."""
         terms = self.loss_terms(batch)
-        total, count = self._sum_over_ranks(terms.total.detach(), terms.num_terms)
-        count = count.clamp(min=1)
-        self.step_loss = total / count
-        return terms.total * (self.trainer.world_size / count)
-
-    def _sum_over_ranks(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        sums = torch.stack([total.float(), count.float()])
+        total = terms.total.detach().float()
+        sums = torch.stack([total, terms.num_terms.float(), torch.full_like(total, self.signal)])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
-        return sums[0], sums[1]
+        sums[1].clamp_(min=1)
+        self._step_sums = sums
+        return terms.total * (self.trainer.world_size / sums[1])
 
     def _evaluate(self, batch: Batch) -> None:
         loss, predictions, labels = self.evaluate(batch)

@@ -28,6 +28,7 @@ from perceiver.random import step_seed
 from perceiver.tasks.base import Batch, Task
 from pipelines.build import build
 from pipelines.config import MLMStageConfig, StageConfig, TextClassifierStageConfig
+from pipelines.control import Link
 from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
 from pipelines.worker import run_stage
@@ -109,7 +110,7 @@ def measure_stage(config: StageConfig, prepared: Prepared, profile: cProfile.Pro
         plan = StagePlan("stage", config, prepared, Storage.from_uri(Path(folder)))
         if profile:
             profile.enable()
-        run_stage(plan, lambda state: None)
+        run_stage(plan, Link(lambda state: None))
         if profile:
             profile.disable()
     return clock.milliseconds()

@@ -110,4 +110,4 @@ def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path, log: Path, start: 
 def losses(folder: Path) -> list[tuple[str, int, float]]:
     """Return kind, step and loss of every record; a gap or a repetition shows as a difference."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["kind"], r["step"], r.get("loss", r.get("val_loss"))) for r in records]
+    return [(r["kind"], r["step"], r.get("loss", r.get("val_loss"))) for r in records if r["kind"] != "event"]

@@ -48,6 +48,8 @@ WITHOUT_EFFECT = {
     "data.loader_workers",
     "data.kept_latents_gb",
     "trainer.checkpoint_every_n_steps",
+    "trainer.checkpoint_every_n_minutes",
+    "trainer.log_gradient_norm",
     "init_from",
 }
 OTHER_CHOICE = {

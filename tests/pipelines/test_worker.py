@@ -17,9 +17,11 @@ from torch import Tensor
 from perceiver.model import PerceiverEncoder
 from perceiver.saving import load_model
 from perceiver.tasks.base import Task
-from pipelines import worker
+from pipelines import callback, worker
 from pipelines.callback import StageCallback
+from pipelines.checkpoint import CheckpointStore
 from pipelines.config import StageConfig
+from pipelines.control import DivergedError, Link, StoppedError, Wish
 from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
 from pipelines.worker import run_stage
@@ -27,6 +29,7 @@ from tests.pipelines.tiny import (
     STEPS,
     STEPS_PER_EPOCH,
     TRAINER,
+    events,
     image_config,
     journal,
     mlm_config,
@@ -168,6 +171,81 @@ def test_run_interrupted_again_and_again_ends_like_the_whole_one(
     assert journal(tmp_path) == journal(image.folder)
 
 
+class Wishes:
+    """Wishes for something from a step on, as a driver would that was asked to stop."""
+
+    def __init__(self, wish: Wish, from_step: int) -> None:
+        self.wish, self.from_step, self.asked = wish, from_step, 0
+
+    def __call__(self) -> Wish:
+        self.asked += 1
+        return self.wish if self.asked >= self.from_step else Wish.NOTHING
+
+
+def names_of_checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_ends_like_the_whole_one(
+    whole: Whole, tmp_path: Path
+) -> None:
+    plan = StagePlan("stage", whole.config, whole.prepared, Storage.from_uri(tmp_path))
+    with pytest.raises(StoppedError):
+        run_stage(plan, Link(lambda state: None, Wishes(Wish.STOP, 2)))
+    assert names_of_checkpoints(tmp_path) == ["step-000000002"], "not a step is lost"
+    assert [record["step"] for record in journal(tmp_path)] == [1, 2]
+    train(whole.config, tmp_path, whole.prepared)
+    assert weights(tmp_path) == weights(whole.folder)
+    assert journal(tmp_path) == journal(whole.folder)
+    assert [(event["event"], event["step"]) for event in events(tmp_path)] == [("resume", 2)]
+
+
+def test_a_run_that_is_asked_to_stop_during_validation_does_so(image: Whole, tmp_path: Path) -> None:
+    plan = StagePlan("stage", image.config, image.prepared, Storage.from_uri(tmp_path))
+    with pytest.raises(StoppedError):
+        run_stage(plan, Link(lambda state: None, Wishes(Wish.STOP, STEPS_PER_EPOCH + 1)))
+    assert names_of_checkpoints(tmp_path) == ["step-000000003"]
+    train(image.config, tmp_path, image.prepared)
+    assert weights(tmp_path) == weights(image.folder)
+
+
+@pytest.mark.parametrize(
+    ("wish", "minutes", "expected"), [(Wish.CHECKPOINT, None, [1, 2]), (Wish.NOTHING, 1e-9, [2, 3])]
+)
+def test_checkpoints_are_taken_when_wished_or_due(
+    image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish, minutes: float | None, expected: Any
+) -> None:
+    monkeypatch.setattr(callback, "_WISHED_SECONDS", 0.0)
+    trainer = replace(image.config.trainer, checkpoint_every_n_steps=1000, checkpoint_every_n_minutes=minutes)
+    config = replace(image.config, trainer=trainer)
+    after_hook("on_train_batch_end", expected[-1])(monkeypatch)
+    plan = StagePlan("stage", config, image.prepared, Storage.from_uri(tmp_path))
+    with pytest.raises(Interrupted):
+        run_stage(plan, Link(lambda state: None, Wishes(wish, 1)))
+    assert names_of_checkpoints(tmp_path) == [f"step-{step:09d}" for step in expected]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training(
+    image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CheckpointStore, *_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(image.config, tmp_path, image.prepared)
+
+
+def test_gradient_norms_are_recorded_where_they_are_wanted(image: Whole, tmp_path: Path) -> None:
+    config = replace(image.config, trainer=replace(image.config.trainer, log_gradient_norm=True))
+    train(config, tmp_path, image.prepared)
+    assert weights(tmp_path) == weights(image.folder)
+    norms = [record["gradient_norm"] for record in journal(tmp_path) if record["kind"] == "train"]
+    assert len(norms) == STEPS
+    assert min(norms) > 0
+    assert all("gradient_norm" not in record for record in journal(image.folder))
+
+
 def test_finished_stage_trains_no_step_more(image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(image.config, tmp_path, image.prepared)
     instead_of(Task, "training_step")(monkeypatch)
@@ -277,15 +355,34 @@ def test_gradient_is_clipped(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_divergence_ends_the_stage(image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Task.training_step
     monkeypatch.setattr(Task, "training_step", lambda *arguments: step(*arguments) * math.nan)
-    with pytest.raises(FloatingPointError, match=r"^val_loss is nan after epoch 1: training diverged, set a lower"):
+    with pytest.raises(
+        DivergedError, match=r"^loss is nan in step 2 \(epoch 1\), whose samples are \d+, .* lower opti"
+    ):
         train(image.config, tmp_path, image.prepared)
+    (event,) = events(tmp_path)
+    assert (event["event"], event["step"], event["loss"], len(event["sample_ids"])) == ("diverged", 2, "nan", 16)
+
+
+def test_divergence_in_the_last_step_of_an_epoch_shows_in_the_validation(
+    image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(task: Task, *_: Any) -> None:
+        if task.trainer.global_step == STEPS_PER_EPOCH:
+            next(task.model.parameters()).data.fill_(math.nan)
+
+    monkeypatch.setattr(Task, "on_validation_epoch_start", spoil)
+    with pytest.raises(DivergedError, match=r"^val_loss is nan after epoch 1: training diverged, set a lower"):
+        train(image.config, tmp_path, image.prepared)
+    newest = CheckpointStore(Storage.from_uri(tmp_path / "checkpoints")).newest()
+    assert newest is not None
+    assert newest.step == 3, "the checkpoint before the damage is the one to go on from"
 
 
 def test_what_is_reported_leads_up_to_the_last_step(image: Whole, tmp_path: Path) -> None:
     states: list[dict[str, Any]] = []
     plan = StagePlan("stage", image.config, image.prepared, Storage.from_uri(tmp_path))
     for _ in range(2):  # the second only tests
-        run_stage(plan, states.append)
+        run_stage(plan, Link(states.append))
         assert states.pop([list(state) for state in states].index(["parameters"]))["parameters"] > 1000
         assert {state["total_steps"] for state in states} == {STEPS}
         assert {state["max_epochs"] for state in states} == {2}

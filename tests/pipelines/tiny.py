@@ -16,6 +16,7 @@ from perceiver.config import (
     TrainerConfig,
 )
 from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
+from pipelines.control import Link
 from pipelines.stages import Prepared, StagePlan, prepare
 from pipelines.storage import Storage
 from pipelines.worker import run_stage
@@ -75,7 +76,7 @@ def image_config(cache: Path, **changes: Any) -> ImageClassifierStageConfig:
 def train(config: StageConfig, folder: Path, prepared: Prepared | None = None) -> dict[str, Any]:
     """Train a stage in this process."""
     plan = StagePlan("stage", config, prepared or prepare(config), Storage.from_uri(folder))
-    return run_stage(plan, lambda state: None)
+    return run_stage(plan, Link(lambda state: None))
 
 
 def weights(folder: Path) -> bytes:
@@ -83,7 +84,13 @@ def weights(folder: Path) -> bytes:
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a stage without the times, which differ from run to run."""
+    """Return the records of a stage without events, and without the times, which differ from run to run."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = ("time", "samples_per_second", "data_wait")
-    return [{k: v for k, v in record.items() if k not in times} for record in records]
+    times = ("time", "samples_per_second", "data_wait", "checkpoint_wait")
+    return [{k: v for k, v in record.items() if k not in times} for record in records if record["kind"] != "event"]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of a stage: restarts and the like, which an undisturbed run has none of."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "event"]

@@ -92,7 +92,7 @@ class Gradients(pl.Callback):
         self.gradients.append(torch.cat([g.flatten() for g in gradients]).numpy().copy())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.losses.append(pl_module.step_loss.item())
+        self.losses.append(pl_module.step_numbers[0].item())
 
 
 def train(kind: str) -> tuple[np.ndarray, list[float], dict[str, float]]:
