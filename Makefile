@@ -29,6 +29,8 @@ check: $(INSTALLED)  ## lint, check the format and the types
 
 lock: $(INSTALLED)  ## renew requirements.lock after a change to pyproject.toml (ARGS=--upgrade: newest versions)
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(ARGS) pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(ARGS) --no-config --generate-hashes --strip-extras \
+		--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host cluster/requirements.in
 
 clean:  ## remove the environment and everything that is built or cached
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
