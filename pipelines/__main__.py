@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from perceiver.errors import UserError
-from pipelines.cli import Command, ConvertCommand, fail, parse
+from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C
-    and after a SIGTERM that training in this process took.
+    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed or MLflow did not
+    take a run, 130 after Ctrl-C and after a SIGTERM that training in this process took.
     """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             from pipelines.convert import convert
 
             convert(command)
+        elif isinstance(command, SyncCommand):
+            _sync(command)
         else:
             _run(command)
     except UserError as error:
@@ -41,6 +43,16 @@ def _run(command: Command) -> None:
     try:
         run(command)
     except StageFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _sync(command: SyncCommand) -> None:
+    from pipelines.sync import SyncFailedError, sync
+
+    try:
+        sync(command)
+    except SyncFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
