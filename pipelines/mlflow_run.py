@@ -109,11 +109,13 @@ class MlflowRun:
         self.points_sent += len(metrics)
         self._note(sending=False)
 
-    def log_fills(self, record: Record) -> None:
-        """Append to the table of fills, unless the rows are there although the answer never came."""
-        if record["step"] not in self._logged_fill_steps():
-            self.client.log_table(self.run_id, fills_table(record), FILLS)
-        self.marks.advance(record)
+    def log_fills(self, records: list[Record]) -> None:
+        """Append to the table of fills, but for the rows that are there although the answer never came."""
+        known = self._logged_fill_steps()
+        if new := [record for record in records if record["step"] not in known]:
+            self.client.log_table(self.run_id, fills_table(new), FILLS)
+        for record in records:
+            self.marks.advance(record)
         self._note()
 
     def log_events(self, new: list[Record]) -> None:

@@ -84,9 +84,8 @@ class MlflowSink:
         run.settle()
         new = run.missing(records)
         run.log_points([record for record in new if record["kind"] not in ("fills", "event")])
-        for record in new:
-            if record["kind"] == "fills":
-                run.log_fills(record)
+        if fills := [record for record in new if record["kind"] == "fills"]:
+            run.log_fills(fills)
         if any(record["kind"] == "event" for record in records):
             run.log_events([record for record in new if record["kind"] == "event"])
 

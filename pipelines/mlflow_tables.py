@@ -17,28 +17,20 @@ Columns = dict[str, list[Any]]
 EventKey = tuple[str, str, int]
 """What tells events apart: the time, what happened, and the step."""
 
+_FILL_COLUMNS = ("epoch", "step", "text", "mask", "prediction", "probability", "others")
 _EVENT_COLUMNS = ("time", "event", "epoch", "step", "reason", "details")
 
 
-def fills_table(record: Record) -> Columns:
-    """Return a record of fills as columns with one row per mask, to be read from top to bottom in MLflow's table."""
-    names = ("epoch", "step", "text", "mask", "prediction", "probability", "others")
-    columns: Columns = {name: [] for name in names}
-    for sample in record["samples"]:
-        for mask, tokens in enumerate(sample["fills"], start=1):
-            (prediction, probability), *others = tokens
-            rest = ", ".join(f"{token} {float(value):.3f}" for token, value in others)
-            row = (
-                record["epoch"],
-                record["step"],
-                sample["text"],
-                mask,
-                prediction,
-                round(float(probability), 4),
-                rest,
-            )
-            for name, value in zip(names, row, strict=True):
-                columns[name].append(value)
+def fills_table(records: Iterable[Record]) -> Columns:
+    """Return records of fills as columns with one row per mask, to be read from top to bottom in MLflow's table."""
+    columns: Columns = {name: [] for name in _FILL_COLUMNS}
+    for record in records:
+        for sample in record["samples"]:
+            for mask, tokens in enumerate(sample["fills"], start=1):
+                (prediction, probability), *others = tokens
+                rest = ", ".join(f"{token} {float(value):.3f}" for token, value in others)
+                place = (record["epoch"], record["step"], sample["text"], mask)
+                _append(columns, (*place, prediction, round(float(probability), 4), rest))
     return columns
 
 
@@ -55,8 +47,7 @@ def events_table(records: Iterable[Record]) -> Columns:
             str(record.get("reason", "")),
             ", ".join(details),
         )
-        for name, value in zip(_EVENT_COLUMNS, row, strict=True):
-            columns[name].append(value)
+        _append(columns, row)
     return columns
 
 
@@ -69,6 +60,11 @@ def row_keys(table: dict[str, Any]) -> list[EventKey]:
     """Return what tells the events apart that are in a table as MLflow keeps it."""
     time, event, step = (table["columns"].index(name) for name in ("time", "event", "step"))
     return [(row[time], row[event], row[step]) for row in table["data"]]
+
+
+def _append(columns: Columns, row: tuple[Any, ...]) -> None:
+    for column, value in zip(columns.values(), row, strict=True):
+        column.append(value)
 
 
 def _shown(seconds: float) -> str:

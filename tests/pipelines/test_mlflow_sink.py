@@ -328,7 +328,7 @@ def test_flatten_names_nested_settings_with_dots():
 
 
 def test_fills_as_a_table():
-    assert fills_table(fills(2)) == {
+    assert fills_table([fills(2)]) == {
         "epoch": [0],
         "step": [2],
         "text": ["i saw this [MASK]"],
