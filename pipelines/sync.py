@@ -28,13 +28,17 @@ def sync(command: SyncCommand) -> None:
         UserError: If there is no such run.
         SyncFailedError: If MLflow does not take it.
     """
-    folder = find_run(command.run, Storage.from_uri(command.storage_path))
-    # Whoever trains the run notes in the same tracking.json what was sent: all that follows needs the folder's lock.
-    past = read_run(folder)
-    tracking = replace(past.run.config, experiment=command.tracking.experiment or past.run.config.experiment)
-    past = replace(past, run=replace(past.run, config=tracking))
+    try:
+        folder = find_run(command.run, Storage.from_uri(command.storage_path))
+        # Whoever trains the run notes in the same tracking.json what was sent: all that follows needs the run's lock.
+        past = read_run(folder)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{command.run} cannot be read ({reason}): check the name, and who may read it") from None
+    experiment = command.tracking.experiment or past.run.config.experiment
+    past = replace(past, run=replace(past.run, config=replace(past.run.config, experiment=experiment)))
     sink = MlflowSink(past.run, command.tracking.uri, is_past=True)
-    place = f"experiment {tracking.experiment} of {without_secrets(sink.uri)}"
+    place = f"experiment {experiment} of {without_secrets(sink.uri)}"
     try:
         points = send(sink, past)
     except Exception as error:  # MLflow's client raises all kinds
