@@ -20,8 +20,8 @@ from pipelines.sink import PipelineRun, StageRun, Status, TrackingFile
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_KEY_TAG = "perceiver.key"
-_ORIGIN = "origin"
+_KEY_TAG, _PARENT_TAG = "perceiver.key", "mlflow.parentRunId"
+_ORIGIN, _ASIDE = "origin", "mlflow elsewhere"  # sections of tracking.json
 
 
 class MlflowSink:
@@ -46,11 +46,11 @@ class MlflowSink:
 
     def begin(self, stage: StageRun) -> bool:
         """Open the stage's run, unless an earlier start of the pipeline sent everything."""
-        if stage.skipped and _was_completed(stage.state.read(SECTION), self._identity(), stage.status):
+        if stage.skipped and _was_completed(self._note(stage.state), stage.status):
             return False
         self._find_origin()
         parent = self._open_parent()
-        tags = {"stage": stage.name, "mlflow.parentRunId": parent.run_id, **stage.tags}
+        tags = {"stage": stage.name, _PARENT_TAG: parent.run_id, **stage.tags}
         run = self._open(stage.state, {"parent": parent.run_id}, stage.name, tags, stage.start_time)
         run.log_parameters(stage.parameters)
         self._stages[stage.folder.uri] = run
@@ -62,11 +62,8 @@ class MlflowSink:
         What MLflow turns out to have is noted, and will not be sent again.
         """
         client, _ = self._connect()
-        parent = TrackingFile(self._run.folder).read(SECTION)
-        section = stage.state.read(SECTION)
-        if "run_id" not in parent or "run_id" not in section:
-            return False
-        if not _has_identity(section, {**self._identity(), "parent": parent["run_id"]}):
+        parent, section = self._note(TrackingFile(self._run.folder)), self._note(stage.state)
+        if "run_id" not in parent or "run_id" not in section or section.get("parent") != parent["run_id"]:
             return False
         if not all(_is_alive(client, run_id) for run_id in (parent["run_id"], section["run_id"])):
             return False
@@ -112,10 +109,20 @@ class MlflowSink:
 
     def has_ended(self, status: Status) -> bool:
         """Return whether it is noted that the pipeline's run was sent to its end."""
-        return _was_completed(TrackingFile(self._run.folder).read(SECTION), self._identity(), status)
+        return _was_completed(self._note(TrackingFile(self._run.folder)), status)
 
     def _identity(self) -> dict[str, str]:
         return {"uri": without_secrets(self.uri), "experiment": self._run.config.experiment}
+
+    def _note(self, state: TrackingFile) -> dict[str, Any]:
+        """Return what a tracking.json says about this MLflow and experiment; what it says about others is put aside."""
+        section = state.read(SECTION)
+        if section and not _has_identity(section, self._identity()):
+            aside = {**state.read(_ASIDE), _place(section): section}
+            state.write(_ASIDE, aside)
+            section = aside.get(_place(self._identity()), {})
+            state.write(SECTION, section)
+        return section
 
     def _open_parent(self) -> MlflowRun:
         if self._parent is None:
@@ -131,9 +138,7 @@ class MlflowSink:
         """Return the run that a tracking.json speaks of, or a new one if it speaks of none that is there."""
         client, experiment_id = self._connect()
         wanted = {**self._identity(), **identity}
-        section = state.read(SECTION)
-        if not _has_identity(section, wanted) or not _is_alive(client, section.get("run_id")):
-            section = {**wanted, "marks": {}}
+        section = self._still_true(state, wanted) or {**wanted, "marks": {}}
         if "run_id" in section:
             client.update_run(section["run_id"], status="RUNNING")
         elif "key" in section:  # a run may have been made although the answer never came
@@ -148,6 +153,18 @@ class MlflowSink:
         section.pop("ended", None)
         state.write(SECTION, section)
         return MlflowRun(client, state, section)
+
+    def _still_true(self, state: TrackingFile, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """Return what a tracking.json says about the wanted run, unless that was deleted since."""
+        client, _ = self._connect()
+        section = self._note(state)
+        if not _is_alive(client, section.get("run_id")):
+            return {}
+        parent = section.get("parent")
+        if "run_id" in section and parent != wanted.get("parent") and not _is_alive(client, parent):
+            client.set_tag(section["run_id"], _PARENT_TAG, wanted["parent"])  # in place of the one that was deleted
+            section["parent"] = wanted["parent"]
+        return section if _has_identity(section, wanted) else {}
 
     def _find_origin(self) -> dict[str, str]:
         """Return who runs the pipeline, or ran it; it is noted, in case MLflow hears of it from another process."""
@@ -176,8 +193,12 @@ def _has_identity(section: Mapping[str, Any], identity: Mapping[str, str]) -> bo
     return all(section.get(key) == value for key, value in identity.items())
 
 
-def _was_completed(section: Mapping[str, Any], identity: Mapping[str, str], status: Status | None) -> bool:
-    return _has_identity(section, identity) and section.get("ended") == status
+def _place(section: Mapping[str, Any]) -> str:
+    return f"{section['experiment']} of {section['uri']}"
+
+
+def _was_completed(section: Mapping[str, Any], status: Status | None) -> bool:
+    return status is not None and section.get("ended") == status
 
 
 def _is_alive(client: MlflowClient, run_id: str | None) -> bool:

@@ -138,13 +138,10 @@ class Tracker:
             feed.close(status, summary or {})
         late = [feed.name for feed in self._feeds if not feed.join(deadline)]
         if late:
-            self._warn(f"{' and '.join(late)} did not take every point; all are kept, and sent by {self._repair(late)}")
+            repair = self._run.sync_command if late == [MlflowSink.name] else "starting it again"
+            self._warn(f"{' and '.join(late)} did not take every point; all are kept, and sent by {repair}")
         self._feeds = []
         return not late
-
-    def _repair(self, late: Sequence[str]) -> str:
-        """Return what sends the rest; MLflow's alone has a command of its own."""
-        return self._run.sync_command if late == [MlflowSink.name] else "starting it again"
 
     def _put(self, stage: StageRun) -> None:
         for feed in self._feeds:

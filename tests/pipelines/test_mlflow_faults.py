@@ -375,6 +375,7 @@ def test_server_that_takes_five_seconds_for_everything(
     assert tiny.journal(folder) == losses
     assert all("does not answer" not in line for _, line in listener.lines), "it is slow, not down"
     assert "did not take every point" in listener.lines[-1][1]
+    assert proxy.requests > 2
     proxy.delay = 0.0
     proxy.down()  # the thread that was left behind ends, as it does when the program does
     wait_for(lambda: all(thread.name != "tracking-MLflow" for thread in threading.enumerate()))

@@ -59,7 +59,10 @@ def runs_in(live: Path, experiment: str) -> dict[str, Run]:
     client = MlflowClient(f"sqlite:///{live}/mlflow.db")
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+    runs = client.search_runs([found.experiment_id])
+    by_name = {run.info.run_name: run for run in runs}
+    assert len(by_name) == len(runs), "one run of each"
+    return by_name
 
 
 def facts(live: Path, experiment: str) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def test_points_that_an_older_backup_lacks_are_sent_again(live: Path, runs: Path
     assert facts(live, runs.parent.name)["frozen"]["points"] == before["frozen"]["points"]
 
 
-def test_deleted_runs_are_made_again(live: Path, runs: Path, sync: Sync) -> None:
+def test_deleted_runs_are_made_again_and_those_that_are_left_belong_to_them(live: Path, runs: Path, sync: Sync) -> None:
     sync()
     before = facts(live, runs.parent.name)
     client = MlflowClient(f"sqlite:///{live}/mlflow.db")
@@ -126,6 +129,16 @@ def test_deleted_runs_are_made_again(live: Path, runs: Path, sync: Sync) -> None
     found = runs_in(live, runs.parent.name)
     parents = {found[stage].data.tags["mlflow.parentRunId"] for stage in STAGES}
     assert parents == {found["chain"].info.run_id}
+    assert facts(live, runs.parent.name) == before
+
+
+def test_sending_to_another_mlflow_doubles_nothing_in_the_first(live: Path, runs: Path, sync: Sync) -> None:
+    sync()
+    before = facts(live, runs.parent.name)
+    other = f"--tracking.uri=sqlite:///{runs}/other.db"
+    assert "nothing was missing" not in sync(other)
+    assert sync().count("nothing was missing") == 4
+    assert sync(other).count("nothing was missing") == 4
     assert facts(live, runs.parent.name) == before
 
 
