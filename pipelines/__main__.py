@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from perceiver.errors import UserError
-from pipelines.cli import Command, ConvertCommand, fail, parse
+from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 from pipelines.control import stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C or
-    SIGTERM.
+    Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed or MLflow did not
+    take a run, 130 after Ctrl-C or SIGTERM.
     """
     try:
         with stoppable():
@@ -33,6 +33,8 @@ def _execute(argv: Sequence[str]) -> None:
         from pipelines.convert import convert
 
         convert(command)
+    elif isinstance(command, SyncCommand):
+        _sync(command)
     else:
         _run(command)
 
@@ -47,6 +49,16 @@ def _run(command: Command) -> None:
     try:
         run(command)
     except StageFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _sync(command: SyncCommand) -> None:
+    from pipelines.sync import SyncFailedError, sync
+
+    try:
+        sync(command)
+    except SyncFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

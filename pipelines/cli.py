@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from pipelines.config import (
     RunConfig,
     SentimentConfig,
     TextClassifierStageConfig,
+    check_no_password,
 )
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -44,6 +45,7 @@ pipelines:
 
 tools:
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
+  sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
 """
@@ -82,6 +84,31 @@ class ConvertCommand:
     """Heads of the encoder (null: from the checkpoint)."""
     num_decoder_heads: int | None = None
     """Heads of the decoder (null: from the checkpoint)."""
+
+
+@dataclass(frozen=True)
+class SyncTarget:
+    """The MLflow that is to have a run."""
+
+    experiment: str | None = None
+    """MLflow experiment (null: the run's own)."""
+    uri: str | None = None
+    """MLflow tracking URI (null: MLFLOW_TRACKING_URI, else the run's own, else mlflow.db beside the run)."""
+
+    def __post_init__(self) -> None:
+        check_no_password(self.uri)
+
+
+@dataclass(frozen=True)
+class SyncCommand:
+    """Let MLflow have what it lacks of a run: points, parameters, tags, fills and models. Nothing is sent twice."""
+
+    run: str
+    """Folder or URI of a run, or its name in storage_path."""
+    storage_path: str = "runs"
+    """Folder or URI of all results."""
+    tracking: SyncTarget = field(default_factory=SyncTarget)
+    """MLflow."""
 
 
 _REPHRASED = (  # what jsonargparse says, and what we say
@@ -162,7 +189,7 @@ def pipeline_parser(
     return parser
 
 
-def parse(argv: Sequence[str]) -> Command | ConvertCommand:
+def parse(argv: Sequence[str]) -> Command | ConvertCommand | SyncCommand:
     """Turn a command line into a checked command; exits with status 2 and one line if it can't be understood."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_OVERVIEW)
@@ -170,7 +197,9 @@ def parse(argv: Sequence[str]) -> Command | ConvertCommand:
     verb, *options = argv
     if verb == "convert":
         return _parse_convert(options)
-    check_verb(verb, [*PIPELINES, "convert"])
+    if verb == "sync-mlflow":
+        return _parse_sync(options)
+    check_verb(verb, [*PIPELINES, "convert", "sync-mlflow"])
     return parse_pipeline(verb, options)[0]
 
 
@@ -212,6 +241,14 @@ def _parse_convert(options: Sequence[str]) -> ConvertCommand:
     parser.add_argument("out", type=str, help="Folder to create.")
     parser.add_class_arguments(ConvertCommand, None, skip={"checkpoint", "out"})
     return _pick(ConvertCommand, parser.parse_args(options))
+
+
+def _parse_sync(options: Sequence[str]) -> SyncCommand:
+    parser = _Parser("sync-mlflow", SyncCommand.__doc__)
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder or URI of a run, or its name in storage_path.")
+    parser.add_class_arguments(SyncCommand, None, skip={"run"})
+    values = _checked(parser, lambda: parser.parse_args(options))
+    return _pick(SyncCommand, _checked(parser, lambda: parser.instantiate(values), values))
 
 
 def _checked(parser: ArgumentParser, make: Callable[[], Any], values: Namespace | None = None) -> Any:

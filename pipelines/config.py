@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -75,6 +76,15 @@ class ScalingConfig:
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
+def check_no_password(uri: str | None) -> None:
+    """Raise a ValueError if a URI of MLflow holds a password, which would be seen wherever a setting is shown."""
+    if uri is not None and re.search(r"//[^/]*:[^/]*@", uri):
+        raise ValueError(
+            "tracking.uri holds a password, which config.yaml and MLflow would show: set MLFLOW_TRACKING_URI to it, "
+            "or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
 @dataclass(frozen=True)
 class TrackingConfig:
     """Where metrics go beside the result's own metrics.jsonl."""
@@ -84,9 +94,12 @@ class TrackingConfig:
     experiment: str = "perceiver"
     """MLflow experiment."""
     uri: str | None = None
-    """MLflow tracking URI (null: MLFLOW_TRACKING_URI, else mlflow.db in storage_path)."""
+    """MLflow tracking URI, unless MLFLOW_TRACKING_URI is set (null: mlflow.db in storage_path)."""
     tensorboard: bool = True
     """Whether TensorBoard files are written beside the metrics."""
+
+    def __post_init__(self) -> None:
+        check_no_password(self.uri)
 
 
 @dataclass(frozen=True)

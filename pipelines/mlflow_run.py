@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.journal import Record, StepMarks
+from pipelines.mlflow_tables import EVENTS, FILLS, RESTART, EventKey, event_key, events_table, fills_table, row_keys
 from pipelines.sink import Status, TrackingFile, metric_items
 from pipelines.storage import Storage
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SECTION = "mlflow"
-FILLS = "fills.json"
 
 _METRICS_PER_CALL = 1000
 _PARAMETERS_PER_CALL = 100
@@ -29,6 +29,12 @@ _TELLING_METRICS = {
     "test": "test_loss",
     "trial": "val_loss",
 }  # each record of the kind has it
+
+
+def noted_end(state: TrackingFile) -> Status | None:
+    """Return the status with which a run was ended, as far as it was; None if it wasn't, or goes on."""
+    status: Status | None = state.read(SECTION).get("ended")
+    return status
 
 
 class MlflowRun:
@@ -43,6 +49,7 @@ class MlflowRun:
     def __init__(self, client: MlflowClient, state: TrackingFile, section: dict[str, Any]) -> None:
         self.client = client
         self.run_id: str = section["run_id"]
+        self.points_sent = 0
         self.marks = StepMarks(section["marks"])
         self._state = state
         self._section = section
@@ -67,11 +74,24 @@ class MlflowRun:
         for kind, key in _TELLING_METRICS.items():
             for metric in self.client.get_metric_history(self.run_id, key):
                 self.marks.advance({"kind": kind, "step": metric.step})
+        for step in self._logged_fill_steps():
+            self.marks.advance({"kind": "fills", "step": step})
         self._note(sending=False)
 
+    def missing(self, records: list[Record]) -> list[Record]:
+        """Return the records that MLflow does not have."""
+        known = self._logged_events() if any(record["kind"] == "event" for record in records) else set()
+        return [
+            record
+            for record in records
+            if (event_key(record) not in known if record["kind"] == "event" else self.marks.is_new(record))
+        ]
+
     def log_summary(self, metrics: Mapping[str, float], seconds: float) -> None:
-        """Send metrics that have no step, with the time they are of."""
-        self.client.log_batch(self.run_id, metrics=[_metric(key, metrics[key], seconds, 0) for key in metrics])
+        """Send metrics that have no step, with the time they are of, unless they are there."""
+        known = self.client.get_run(self.run_id).data.metrics
+        new = [_metric(key, value, seconds, 0) for key, value in metrics.items() if known.get(key) != value]
+        self.client.log_batch(self.run_id, metrics=new)
 
     def log_points(self, records: list[Record]) -> None:
         """Send the metrics of some records, in as many calls as it takes, and note each call that succeeded."""
@@ -86,23 +106,44 @@ class MlflowRun:
         self.client.log_batch(self.run_id, metrics=metrics)
         for record in records:
             self.marks.advance(record)
+        self.points_sent += len(metrics)
         self._note(sending=False)
 
-    def log_fills(self, record: Record) -> None:
-        """Append to the table of fills, unless the rows are there although the answer never came."""
-        if record["step"] not in self._logged_fill_steps():
-            self.client.log_table(self.run_id, fills_table(record), FILLS)
-        self.marks.advance(record)
+    def log_fills(self, records: list[Record]) -> None:
+        """Append to the table of fills, but for the rows that are there although the answer never came."""
+        known = self._logged_fill_steps()
+        if new := [record for record in records if record["step"] not in known]:
+            self.client.log_table(self.run_id, fills_table(new), FILLS)
+        for record in records:
+            self.marks.advance(record)
         self._note()
 
+    def log_events(self, new: list[Record]) -> None:
+        """Append to the table of events, and count all restarts in a tag."""
+        if new:
+            self.client.log_table(self.run_id, events_table(new), EVENTS)
+        restarts = sum(event == RESTART for _, event, _ in self._logged_events())
+        self.set_tags({"restarts": str(restarts)} if restarts else {})
+
     def _logged_fill_steps(self) -> set[int]:
-        if all(file.path != FILLS for file in self.client.list_artifacts(self.run_id)):
+        table = self._table(FILLS)
+        if table is None:
             return set()
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(self.run_id, FILLS, folder)
-            table = json.loads(Path(path).read_bytes())
         column = table["columns"].index("step")
         return {row[column] for row in table["data"]}
+
+    def _logged_events(self) -> set[EventKey]:
+        table = self._table(EVENTS)
+        return set() if table is None else set(row_keys(table))
+
+    def _table(self, name: str) -> dict[str, Any] | None:
+        """Return a table as MLflow keeps it; None if there is none."""
+        if all(file.path != name for file in self.client.list_artifacts(self.run_id)):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(self.run_id, name, folder)
+            table: dict[str, Any] = json.loads(Path(path).read_bytes())
+        return table
 
     def log_folder(self, folder: Storage) -> None:
         """Send a folder as an artifact of the same name, if it is there."""
@@ -133,28 +174,6 @@ class MlflowRun:
         milliseconds = None if end_time is None else int(end_time * 1000)
         self.client.set_terminated(self.run_id, status, milliseconds)
         self._note(ended=status)
-
-
-def fills_table(record: Record) -> dict[str, list[Any]]:
-    """Return a record of fills as columns with one row per mask, to be read from top to bottom in MLflow's table."""
-    names = ("epoch", "step", "text", "mask", "prediction", "probability", "others")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for sample in record["samples"]:
-        for mask, tokens in enumerate(sample["fills"], start=1):
-            (prediction, probability), *others = tokens
-            rest = ", ".join(f"{token} {float(value):.3f}" for token, value in others)
-            row = (
-                record["epoch"],
-                record["step"],
-                sample["text"],
-                mask,
-                prediction,
-                round(float(probability), 4),
-                rest,
-            )
-            for name, value in zip(names, row, strict=True):
-                columns[name].append(value)
-    return columns
 
 
 def _points(record: Record) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,7 @@ from perceiver.errors import UserError
 from pipelines.cluster import check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.lock import check_unlocked, run_lock
-from pipelines.sink import PipelineRun, Status
+from pipelines.sink import PipelineRun, Status, summary_of
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
 from pipelines.stages import Prepared, StagePlan, prepare, with_absolute_paths
 from pipelines.storage import Storage, check_run_name
@@ -112,7 +112,8 @@ class Pipeline:
             status = "KILLED"
             raise
         finally:
-            tracker.close(status, self._summary(), _DRAIN_SECONDS)
+            summary = summary_of({outcome.name: outcome.result for outcome in self.outcomes})
+            tracker.close(status, summary, _DRAIN_SECONDS)
 
     def check(self) -> None:
         """Find mistakes that need no data.
@@ -185,15 +186,6 @@ class Pipeline:
             log = plan.storage / ERROR
             log.write_bytes(traceback.format_exc().encode())
             raise StageFailedError(f"stage {plan.name} failed: {_cause(error)}; the whole story is in {log}") from error
-
-    def _summary(self) -> dict[str, float]:
-        """Return the metrics that the pipeline's own run shows."""
-        return {
-            f"{outcome.name}_{metric}": float(value)
-            for outcome in self.outcomes
-            for metric, value in outcome.result.items()
-            if metric.startswith(("val_", "test_")) and isinstance(value, int | float)
-        }
 
 
 def _announce(name: str, decision: Decision, folder: StageFolder, progress: Listener) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -50,11 +51,20 @@ class PipelineRun:
     """Short facts, such as that the data is synthetic."""
     artifacts: tuple[str, ...] = ()
     """Files and folders in the run's folder that belong to the run itself, once it has ended."""
+    start_time: float | None = None
+    """When the pipeline began, in unix seconds (none: now)."""
+    repair: str = ""
+    """How the user lets MLflow have what it did not take (empty: see `sync_command`)."""
 
     @property
     def folder(self) -> Storage:
         """The run's folder."""
         return self.storage / self.name
+
+    @property
+    def sync_command(self) -> str:
+        """The command that lets MLflow have what it did not take."""
+        return self.repair or f"python -m pipelines sync-mlflow {shlex.quote(str(self.folder))}"
 
 
 @dataclass
@@ -70,7 +80,7 @@ class StageRun:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Short facts, such as the fingerprint of the data."""
     skipped: bool = False
-    """Whether an earlier start of the pipeline finished the stage, so that only what was not sent yet is sent."""
+    """Whether the stage ended in an earlier start of the pipeline, so that only what was not sent yet is sent."""
     status: Status | None = None
     """How the stage ended; set when its journal is complete."""
     start_time: float = field(default_factory=time.time)
@@ -112,3 +122,21 @@ def metric_items(record: Record) -> dict[str, float]:
         for key, value in record.items()
         if key not in ("time", "epoch", "step") and isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def summary_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the metrics that a pipeline's own run shows, from the results of its stages by their names."""
+    return {
+        f"{name}_{metric}": float(value)
+        for name, result in results.items()
+        for metric, value in result.items()
+        if metric.startswith(("val_", "test_")) and isinstance(value, int | float)
+    }
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the error at the bottom of a chain, which says what is wrong in the fewest words."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

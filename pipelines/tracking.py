@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.journal import Cursor, read_journal
-from pipelines.mlflow_sink import MlflowSink, tracking_uri, without_secrets
-from pipelines.sink import PipelineRun, Sink, StageRun, Status
+from pipelines.mlflow_client import tracking_uri, without_secrets
+from pipelines.mlflow_sink import MlflowSink
+from pipelines.sink import PipelineRun, Sink, StageRun, Status, root_cause
 from pipelines.storage import Storage
 from pipelines.tensorboard_sink import TensorBoardSink
 
@@ -59,7 +60,7 @@ class Tracker:
         chosen = make_sinks(run) if sinks is None else sinks
         self._feeds = [_Feed(sink, warn, poll) for sink in chosen]
         self._warn = warn
-        self._folder = run.folder
+        self._run = run
         self._open: list[StageRun] = []
 
     def begin_stage(
@@ -88,11 +89,20 @@ class Tracker:
         folder: Storage,
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        status: Status = "FINISHED",
     ) -> None:
-        """Send what was not sent yet of a stage that an earlier start of the pipeline finished; often nothing."""
+        """Send what was not sent yet of a stage that ended in an earlier start of the pipeline; often nothing.
+
+        Args:
+            name: The stage's name.
+            folder: The stage's folder, whose journal is read.
+            parameters: The stage's configuration.
+            tags: Short facts about the stage.
+            status: How it ended.
+        """
         stage = StageRun(name, folder, parameters or {}, tags or {}, skipped=True)
         stage.end_time = time.time()
-        stage.status = "FINISHED"
+        stage.status = status
         self._put(stage)
 
     def end_stage(self, status: Status = "FINISHED", stage: StageRun | None = None) -> None:
@@ -128,10 +138,8 @@ class Tracker:
             feed.close(status, summary or {})
         late = [feed.name for feed in self._feeds if not feed.join(deadline)]
         if late:
-            self._warn(
-                f"{' and '.join(late)} did not take every point; all are in {self._folder}/*/metrics.jsonl "
-                "and will be sent when it is started again"
-            )
+            repair = self._run.sync_command if late == [MlflowSink.name] else "starting it again"
+            self._warn(f"{' and '.join(late)} did not take every point; all are kept, and sent by {repair}")
         self._feeds = []
         return not late
 
@@ -223,18 +231,10 @@ class _Feed:
     def _complain(self, error: Exception) -> None:
         if not self._warned:
             self._warn(
-                f"{self.name} does not answer ({_root_cause(error)}): training goes on, "
+                f"{self.name} does not answer ({without_secrets(root_cause(error))}): training goes on, "
                 "its points are kept and sent later"
             )
             self._warned = True
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the first line of the error at the bottom of a chain, which says what is wrong in the fewest words."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
 
 
 def viewing_commands(run: PipelineRun) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pipelines.journal import JournalWriter
 from pipelines.sink import StageRun, Status
 from pipelines.stage_folder import plain
 from pipelines.tracking import Tracker
-from tune.record import TRIALS, State, TrialRecord
+from tune.record import RAN, TRIALS, State, TrialRecord, read_records
 from tune.results import ARTIFACTS
 from tune.search import Search
 from tune.trial import EPOCH
@@ -47,15 +47,29 @@ class SearchTracker:
         if self._tracker is None:
             search = self._search
             parameters: Mapping[str, Any] = plain({"search": asdict(search.config), **asdict(search.base)})
-            run = replace(search.tracked, parameters=parameters, tags={"search": search.verb}, artifacts=ARTIFACTS)
+            run = replace(
+                search.tracked,
+                parameters=parameters,
+                tags={"search": search.verb},
+                artifacts=ARTIFACTS,
+                repair="the same command with --resume true",
+            )
             self._tracker = Tracker(run, self._warn)
+            for record in read_records(search.folder):
+                if record.state in RAN:
+                    self._send_past(record, self._tracker)
         return self._tracker
+
+    def _send_past(self, record: TrialRecord, tracker: Tracker) -> None:
+        """Send what an earlier start of the search left unsent of a trial that had its turn."""
+        folder = self._search.folder / TRIALS / record.name
+        tracker.skip_stage(_name(record), folder, record.values, _tags(record), _STATUS.get(record.state, "FINISHED"))
 
     def begin(self, record: TrialRecord) -> None:
         """Take a trial that begins, or goes on."""
         folder = self._search.folder / TRIALS / record.name
         journal = JournalWriter(folder, after_step=max((int(epoch["step"]) for epoch in record.epochs), default=-1))
-        run = self._open().begin_stage(f"trial {record.name}", folder, record.values, {"trial": str(record.number)})
+        run = self._open().begin_stage(_name(record), folder, record.values, {"trial": str(record.number)})
         self._followed[record.number] = _Followed(journal, run)
 
     def epoch(self, record: TrialRecord) -> None:
@@ -69,12 +83,13 @@ class SearchTracker:
         followed = self._followed.pop(record.number, None)
         if followed is not None:
             followed.journal.close()
-            followed.run.tags = {**followed.run.tags, "state": record.state, "reason": record.reason}
+            followed.run.tags = _tags(record)
             self._open().end_stage(_STATUS.get(record.state, "FINISHED"), followed.run)
 
     def conclude(self, summary: Mapping[str, float]) -> None:
         """Take the metrics that the search's own run shows."""
         self._summary = dict(summary)
+        self._open()  # where no trial was left to run
 
     def __enter__(self) -> SearchTracker:
         return self
@@ -88,3 +103,12 @@ class SearchTracker:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         if self._tracker is not None:
             self._tracker.close(status, self._summary, _DRAIN_SECONDS)
+
+
+def _name(record: TrialRecord) -> str:
+    return f"trial {record.name}"
+
+
+def _tags(record: TrialRecord) -> dict[str, str]:
+    """Return the tags of a trial that ended."""
+    return {"trial": str(record.number), "state": record.state, "reason": record.reason}

@@ -32,6 +32,7 @@ def sections() -> dict[str, Section]:
     from tests.benchmarks.growth import measure_growth
     from tests.benchmarks.official import measure_official
     from tests.benchmarks.steps import measure_tricks, measure_workload
+    from tests.benchmarks.tracking import measure_tracking
     from tests.benchmarks.workloads import WORKLOADS
 
     return {
@@ -41,6 +42,7 @@ def sections() -> dict[str, Section]:
         "floor": measure_floor,
         "curves": measure_curves,
         "growth": measure_growth,
+        "mlflow": measure_tracking,
         "official": measure_official,
     }
 

@@ -13,7 +13,15 @@ from tests.benchmarks.floor import Floor
 from tests.benchmarks.measure import seconds_per_step
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.settings import Settings
-from tests.benchmarks.tables import comparison_table, growth_table, markdown, seconds, times, trick_table
+from tests.benchmarks.tables import (
+    comparison_table,
+    growth_table,
+    markdown,
+    seconds,
+    times,
+    tracking_table,
+    trick_table,
+)
 from tests.benchmarks.tricks import TRICKS
 from tests.benchmarks.workloads import OURS, WORKLOADS
 
@@ -61,6 +69,7 @@ def _sections(settings: Settings) -> list[str]:
         "floor": _render_floor,
         "curves": _render_curves,
         "growth": _render_growth,
+        "mlflow": _render_tracking,
         "official": _render_official,
     }
     found = [(render, settings.load(name)) for name, render in renderers.items()]
@@ -170,6 +179,15 @@ def _render_frozen_stage(result: Result, settings: Settings) -> str:
         in_all, stage, epochs = (times(result["without"][name] / result["with"][name]) for name in names)
         parts.append(f"Faster by **{epochs}** in the epochs, by {stage} with the test, by {in_all} in all.")
     return "\n\n".join(parts)
+
+
+def _render_tracking(result: Result, settings: Settings) -> str:
+    explanation = (
+        f"Milliseconds of a training step, {result['steps']} steps a round, of a stage whose steps are very short, "
+        "trained in the process of the command as MLflow is fed from it. What comes before the first step and after "
+        "the last one is left out."
+    )
+    return "\n\n".join(["### What MLflow costs", explanation, tracking_table(result["rows"])])
 
 
 def _render_official(result: Result, settings: Settings) -> str:

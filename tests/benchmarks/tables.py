@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.measure import Row, peak_memory, rate, ratio, seconds_per_step
@@ -98,6 +99,19 @@ def _figures(row: Row, everything: Row) -> list[str]:
         return [f"failed: {row['failure']}", "", ""]
     _, growth = peak_memory(row)
     return [seconds(seconds_per_step(row)), _against(row, everything), mebibytes(growth)]
+
+
+def tracking_table(rows: Sequence[Row]) -> str:
+    """Return the table of what MLflow costs, the first row being that without it."""
+    lines = []
+    for row in rows:
+        if row["failure"]:
+            lines.append([row["name"], f"failed: {row['failure']}", "", "", ""])
+            continue
+        mean, cores = (1e3 * median(done[figure] for done in row["rounds"]) for figure in ("mean", "cores"))
+        step = 1e3 * seconds_per_step(row)
+        lines.append([row["name"], f"{step:.2f}", _against(row, rows[0]), f"{mean:.2f}", f"{cores:.2f}"])
+    return markdown(["", "median step", "against without", "mean step", "of the cores"], lines)
 
 
 def growth_table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:

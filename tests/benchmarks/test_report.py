@@ -150,3 +150,13 @@ def test_what_can_not_be_measured_is_refused(
         parse(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_table_of_what_mlflow_costs(settings: Settings) -> None:
+    without, slow = row("without MLflow", 1.0, 1.2, 1.1), row("server that takes 5 s", 1.05, 1.2, 1.21)
+    for done in (*without["rounds"], *slow["rounds"]):
+        done |= {"mean": 0.6, "cores": 0.5}
+    page = render(settings, mlflow={"steps": 2, "rows": [without, slow, row("dead server", failure="out of memory")]})
+    assert "| without MLflow | 550.00 | 1.00 | 600.00 | 500.00 |" in page
+    assert "| server that takes 5 s | 600.00 | 1.05 | 600.00 | 500.00 |" in page
+    assert "failed: out of memory" in page

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perceiver.config import EncoderConfig
-from pipelines.cli import PIPELINES, Command, ConvertCommand, parse
+from pipelines.cli import PIPELINES, Command, ConvertCommand, SyncCommand, parse
 from pipelines.config import SentimentConfig
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
@@ -105,14 +105,14 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("argv", readme_commands(), ids=" ".join)
 def test_commands_of_the_readme_parse(argv: list[str]) -> None:
-    assert isinstance(parse(argv), Command | ConvertCommand)
+    assert isinstance(parse(argv), Command | ConvertCommand | SyncCommand)
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse([])
     overview = capsys.readouterr().out
-    assert all(verb in overview for verb in [*PIPELINES, "convert"])
+    assert all(verb in overview for verb in [*PIPELINES, "convert", "sync-mlflow"])
 
 
 def test_convert_takes_overrides() -> None:

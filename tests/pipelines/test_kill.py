@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.commands import Start, commands
 
@@ -19,7 +20,7 @@ STEPS_PER_EPOCH = 63  # ceil(500 / 8)
 EPOCHS = 3
 
 
-def command(tmp_path: Path, run_name: str) -> list[str]:
+def command(tmp_path: Path, run_name: str, mlflow: bool = False) -> list[str]:
     options = {
         "run_name": run_name,
         "storage_path": tmp_path / "runs",
@@ -37,7 +38,7 @@ def command(tmp_path: Path, run_name: str) -> list[str]:
         "trainer.batch_size": 8,
         "trainer.checkpoint_every_n_steps": 10,
         "scaling.cpus_per_worker": 1,
-        "tracking.mlflow": "false",
+        "tracking.mlflow": str(mlflow).lower(),
         "tracking.tensorboard": "false",
     }
     return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
@@ -100,11 +101,16 @@ def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start:
 
 @pytest.mark.parametrize("ray_address", [pytest.param(IN_PROCESS, id="in-process")])
 def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path, log: Path, start: Start) -> None:
-    process = start(command(tmp_path, "stopped"))
+    process = start(command(tmp_path, "stopped", mlflow=True))
     wait_for_step(tmp_path / "runs" / "stopped" / "mlm" / "metrics.jsonl", 5, process)
     process.terminate()
     assert process.wait(60) == 130, log.read_text()
     assert "stopped; the same command goes on from the newest checkpoint" in log.read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("perceiver")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name: run.info.status for run in runs} == {"stopped": "KILLED", "mlm": "KILLED"}
 
 
 def losses(folder: Path) -> list[tuple[str, int, float]]:

@@ -12,8 +12,9 @@ import pytest
 
 from pipelines.config import TrackingConfig
 from pipelines.journal import encode_record
-from pipelines.mlflow_run import fills_table, flatten
-from pipelines.mlflow_sink import tracking_uri, without_secrets
+from pipelines.mlflow_client import tracking_uri, without_secrets
+from pipelines.mlflow_run import flatten
+from pipelines.mlflow_tables import fills_table
 from pipelines.sink import PipelineRun
 from pipelines.storage import Storage
 from pipelines.tracking import Tracker
@@ -196,7 +197,7 @@ def test_finished_stage_of_a_rerun_is_left_alone(run, client):
 def test_rerun_without_anything_new_does_not_even_ask_mlflow(run, monkeypatch):
     write(run, [train(1)])
     assert follow(run)
-    monkeypatch.setattr("pipelines.mlflow_sink._make_client", lambda uri: pytest.fail("MLflow was asked"))
+    monkeypatch.setattr("pipelines.mlflow_sink.make_client", lambda uri: pytest.fail("MLflow was asked"))
     tracker = Tracker(run, poll_seconds=0.05)
     tracker.skip_stage("mlm", run.folder / "mlm")
     assert tracker.close()
@@ -218,7 +219,7 @@ def test_server_that_is_down_is_reported_once_and_gets_everything_later(run, cli
     assert len(warnings) == 2
     assert "MLflow does not answer" in warnings[0]
     assert "refused" in warnings[0]
-    assert "metrics.jsonl and will be sent when it is started again" in warnings[1]
+    assert f"sent by python -m pipelines sync-mlflow {run.folder}" in warnings[1]
     assert all("\n" not in line for line in warnings)
 
     tracker = Tracker(run, warnings.append, poll_seconds=0.05)
@@ -285,15 +286,38 @@ def test_default_database_keeps_its_artifacts_beside_it(run, client):
     assert runs_of(client, run)["mlm"].info.artifact_uri.startswith(f"file://{folder}/mlartifacts/")
 
 
-def test_secrets_of_a_server_are_not_written_down(run, closed_port):
-    uri = closed_port.replace("//", "//me:hunter2@")
-    secret = replace(run, config=replace(run.config, uri=uri))
-    write(run, [train(1)])
-    warnings = []
-    assert not follow(secret, warnings)
-    assert "hunter2" not in " ".join(warnings)
-    assert "hunter2" not in json.dumps((run.folder / "tracking.json").read_json())
+def test_secrets_are_left_out_of_what_is_shown():
     assert without_secrets("postgresql://me:secret@host/db") == "postgresql://host/db"
+    assert without_secrets("http://me:p@ss@host: no") == "http://host: no"
+    assert without_secrets("http://host/path is not me@home") == "http://host/path is not me@home"
+
+
+@pytest.mark.parametrize("uri", ["https://me:hunter2@host", "postgresql://me:hunter2@host/db"])
+def test_uri_with_a_password_is_refused_as_a_setting(uri):
+    with pytest.raises(ValueError, match="tracking.uri holds a password") as refusal:
+        TrackingConfig(uri=uri)
+    assert "hunter2" not in str(refusal.value)
+
+
+def event(step, what="restart", **facts):
+    return {"kind": "event", "time": 1000.7 + step, "epoch": 0, "step": step, "event": what, **facts}
+
+
+def test_events_make_a_table_and_count_restarts_once(run, client):
+    write(run, [train(1), event(1, reason="a worker died", rank=1), event(1, "pause")])
+    assert follow(run)
+    write(run, [{**event(2, reason="node lost"), "time": 1005.0}], after_step=1)
+    assert follow(run)
+    assert follow(run)
+    found = runs_of(client, run)["mlm"]
+    assert found.data.tags["restarts"] == "2"
+    table = json.loads(Path(client.download_artifacts(found.info.run_id, "events.json")).read_text())
+    assert table["columns"] == ["time", "event", "epoch", "step", "reason", "details"]
+    assert table["data"] == [
+        ["1970-01-01 00:16:41.700 UTC", "restart", 0, 1, "a worker died", "rank=1"],
+        ["1970-01-01 00:16:41.700 UTC", "pause", 0, 1, "", ""],
+        ["1970-01-01 00:16:45.000 UTC", "restart", 0, 2, "node lost", ""],
+    ]
 
 
 def test_flatten_names_nested_settings_with_dots():
@@ -304,7 +328,7 @@ def test_flatten_names_nested_settings_with_dots():
 
 
 def test_fills_as_a_table():
-    assert fills_table(fills(2)) == {
+    assert fills_table([fills(2)]) == {
         "epoch": [0],
         "step": [2],
         "text": ["i saw this [MASK]"],

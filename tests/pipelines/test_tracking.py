@@ -116,12 +116,13 @@ def test_sinks_are_those_of_the_configuration(run):
     assert [sink.name for sink in make_sinks(both)] == ["MLflow", "TensorBoard"]
 
 
-def test_commands_open_what_was_tracked(run):
+def test_commands_open_what_was_tracked(run, monkeypatch):
     own = replace(run, name="a b", config=TrackingConfig())
     root = run.storage.uri
     assert viewing_commands(own) == {
         "MLflow": f"mlflow ui --workers 1 --backend-store-uri sqlite:///{root}/mlflow.db",
         "TensorBoard": f"tensorboard --logdir '{root}/a b'",
     }
-    server = replace(run, config=TrackingConfig(uri="https://me:secret@host", tensorboard=False))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
+    server = replace(run, config=TrackingConfig(tensorboard=False))
     assert viewing_commands(server) == {"MLflow": "https://host"}

@@ -221,7 +221,7 @@ def test_two_searches_with_one_name(tmp_path: Path, start: Start, log: Path) -> 
     process = start(**settings)
     wait_for(lambda: any(record.epochs for record in records(tmp_path)), process, log)
     assert start(**settings, resume="true").wait(60) == 2
-    assert "another process is running the search in" in log.read_text()
+    assert "is in use by process" in log.read_text()
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == 130
 

@@ -1,0 +1,110 @@
+"""The connection to MLflow: where it is, whether anybody is there, and a client that neither prints nor blocks long."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from pipelines.config import TrackingConfig
+    from pipelines.storage import Storage
+
+_ANSWER_SECONDS = 8.0  # a server that takes 5 s is slow, not down; a user is told of one that is down within 10 s
+_ENVIRONMENT = {
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The tracker tries again by itself, and knows what may have arrived; if MLflow's client made a call twice whose
+    # first answer was lost, there would be two runs.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # Nobody but the tracker's thread waits, so that a slow server may take its time for a thousand points or a model.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def tracking_uri(config: TrackingConfig, storage: Storage) -> str:
+    """Return where MLflow keeps its runs: MLFLOW_TRACKING_URI, else the configured URI, else a database of our own.
+
+    Args:
+        config: The tracking configuration.
+        storage: The storage path; the database lies in it if it is local, else in the working directory.
+    """
+    folder = storage.local_path if storage.is_local else Path.cwd()
+    return os.environ.get("MLFLOW_TRACKING_URI") or config.uri or f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a URI, or a text with URIs in it, without their users and passwords."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def make_client(uri: str) -> MlflowClient:
+    """Return a client, once somebody answers.
+
+    Raises:
+        ConnectionError: If there is a server at the URI, but it doesn't answer; raised within about 8 s.
+    """
+    if uri.startswith(("http://", "https://")):
+        _check_answers(uri)  # before the import, which takes seconds
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if (database := _database(uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    for logger in ("alembic", "mlflow", "urllib3.connectionpool"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+def artifact_location(uri: str) -> str | None:
+    """Return where a new experiment keeps artifacts: beside an SQLite database; a server decides by itself."""
+    database = _database(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of an SQLite URI."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _check_answers(uri: str) -> None:
+    """Raise a ConnectionError unless a server says anything at all, be it that it wants a password.
+
+    It asks from a thread, because nothing else bounds how long the look-up of a name takes.
+    """
+    shown = without_secrets(uri)
+    reasons: list[str] = []
+    asking = threading.Thread(target=lambda: reasons.append(_ask(shown)), name="mlflow-probe", daemon=True)
+    asking.start()
+    asking.join(_ANSWER_SECONDS)
+    reason = reasons[0] if reasons else f"no answer within {_ANSWER_SECONDS:.0f} s"
+    if reason:
+        raise ConnectionError(f"{shown}: {reason}")
+
+
+def _ask(uri: str) -> str:
+    """Return why a server is of no use now; nothing if it is there."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError as error:  # from 500 on, a proxy speaks for a server that is down
+        return f"{error.code} {error.reason}" if error.code >= 500 else ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(
+            cause, ssl.SSLError
+        ):  # who is there speaks TLS; MLflow's client knows which certificates to trust
+            return ""
+        return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return ""
