@@ -89,6 +89,8 @@ def connected() -> Iterator[None]:
             if address is None:
                 raise
             raise _wrong_address(address, str(error) or type(error).__name__) from error
+    # Ray prints a page about each process that dies; what became of it is in the log and the journal of the run.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pipelines.control import Wish
 
 POLL_SECONDS = 0.5
 _DRAIN_POLL_SECONDS = 2.0
-_PATIENCE_SECONDS = 30.0  # workers that a cluster has room for are there by then
+_PATIENCE_SECONDS = 120.0  # a worker takes half a minute to start, a machine some minutes
 _LONGEST_REASON = 300
 
 
@@ -44,7 +45,7 @@ class Mailbox:
         """Take note of why an attempt ended."""
         self.reasons.append(reason)
         self.nodes.clear()
-        self._states.append({"note": f"{reason}; Ray starts the workers again where scaling.max_failures allows it"})
+        self._states.append({"note": f"workers failed ({reason})", "phase": "restarting"})
 
     def put(self, state: dict[str, Any]) -> None:
         """Take a state of the training."""
@@ -76,22 +77,34 @@ class Failures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See ray.train.UserCallback."""
-        rank, error = min(worker_exceptions.items(), key=lambda item: (_is_consequence(item[1]), item[0]))
-        ray.get(self._mailbox.fail.remote(f"worker {rank} failed: {_in_a_line(error)}"))
+        reasons = {rank: failure_reason(error) for rank, error in worker_exceptions.items()}
+        rank = min(reasons, key=lambda rank: (_is_consequence(reasons[rank]), rank))
+        ray.get(self._mailbox.fail.remote(f"worker {rank}: {reasons[rank]}"))
 
 
-def _is_consequence(error: Exception) -> bool:
-    """Tell whether a worker failed only because another one did not answer any more."""
-    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "Gloo", "NCCL"))
+_REASONS = (  # what Ray and torch say, at length, and what we say
+    (r"its node has died|node .* (died|was terminated|preempted)", "its node died"),
+    (r"worker process has died|unexpectedly exits|ActorDiedError|actor (is|was) (dead|killed)", "its process died"),
+    (r"health check.*(hanging|timed? ?out|timeout)|WorkerHealthCheckTimeout", "its process did not answer"),
+    (r"Timed out waiting|Watchdog caught collective|wait timeout", "waited too long for another worker"),
+    (r"Connection (closed|reset) by peer|Broken pipe|NCCL .*remote process exited", "lost another worker"),
+)
+_CONSEQUENCES = ("waited too long for another worker", "lost another worker")
 
 
-def _in_a_line(error: BaseException) -> str:
-    """Return the last line of a worker's error, where Python says what it is."""
+def failure_reason(error: BaseException) -> str:
+    """Say in a few words why a worker failed."""
+    text = f"{type(error).__name__}: {error}"
+    for pattern, reason in _REASONS:
+        if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
+            return reason
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    if "ActorDiedError" in str(error) or isinstance(error, ray.exceptions.RayActorError):
-        text = next((line for line in lines if "died" in line.lower()), text)
-    return text[:_LONGEST_REASON]
+    return (lines[-1] if lines else type(error).__name__)[:_LONGEST_REASON]  # where Python says what it is
+
+
+def _is_consequence(reason: str) -> bool:
+    """Tell whether a worker failed only because another one did not answer any more."""
+    return reason in _CONSEQUENCES
 
 
 class WishReader:
