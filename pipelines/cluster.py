@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from perceiver.errors import UserError
-from pipelines.config import ScalingConfig
+from pipelines.config import ScalingConfig, StageConfig
 
 # The controller of a training looks at its workers this often (seconds); Ray's default of 2 makes short stages wait.
 _POLL_SECONDS = "0.5"
@@ -30,6 +30,18 @@ def trains_in_process(scaling: ScalingConfig) -> bool:
     """
     no_cluster = not os.environ.get("RAY_ADDRESS") and not _is_connected()
     return scaling.num_workers == 0 or (scaling.num_workers == 1 and no_cluster)
+
+
+def check_batches(stages: Mapping[str, StageConfig], scaling: ScalingConfig) -> None:
+    """Raise a UserError unless the workers divide the batches of all stages."""
+    workers = scaling.num_workers
+    for name, config in stages.items():
+        if workers and config.trainer.batch_size % workers:
+            prefix = f"{name}." if len(stages) > 1 else ""
+            raise UserError(
+                f"{prefix}trainer.batch_size is {config.trainer.batch_size}, which {workers} workers don't divide: "
+                f"choose a multiple of scaling.num_workers"
+            )
 
 
 def check_cluster(scaling: ScalingConfig) -> None:

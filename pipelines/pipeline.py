@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from perceiver.errors import UserError
-from pipelines.cluster import check_cluster, cluster
+from pipelines.cluster import check_batches, check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.sink import PipelineRun, Status
 from pipelines.stage_folder import ERROR, Decision, StageFolder, plain, write_config
@@ -120,14 +120,7 @@ class Pipeline:
             UserError: If there is one.
         """
         check_run_name(self.run.run_name)
-        workers = self.run.scaling.num_workers
-        for name, config in self.stages.items():
-            if workers and config.trainer.batch_size % workers:
-                prefix = f"{name}." if len(self.stages) > 1 else ""
-                raise UserError(
-                    f"{prefix}trainer.batch_size is {config.trainer.batch_size}, which {workers} workers don't divide: "
-                    f"choose a multiple of scaling.num_workers"
-                )
+        check_batches(self.stages, self.run.scaling)
         check_cluster(self.run.scaling)
         self._check_folder()
 
