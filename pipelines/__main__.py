@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from perceiver.errors import UserError
 from pipelines.cli import Command, ConvertCommand, fail, parse
+from pipelines.tool_cli import DoctorCommand, SubmitCommand
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed, 130 after Ctrl-C
-    and after a SIGTERM that training in this process took.
+    and after a SIGTERM that training in this process took. `doctor` and `submit` have statuses of their own.
     """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
@@ -22,6 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             from pipelines.convert import convert
 
             convert(command)
+        elif isinstance(command, DoctorCommand):
+            from pipelines.doctor import doctor
+
+            sys.exit(doctor(command))
+        elif isinstance(command, SubmitCommand):
+            from pipelines.submit import submit
+
+            sys.exit(submit(command))
         else:
             _run(command)
     except UserError as error:

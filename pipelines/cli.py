@@ -43,6 +43,8 @@ pipelines:
   image-classifier  an image classifier
 
 tools:
+  doctor [VERB]     say what a run would use and what is wrong with it
+  submit VERB       let a Ray cluster run a pipeline
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
@@ -162,7 +164,7 @@ def pipeline_parser(
     return parser
 
 
-def parse(argv: Sequence[str]) -> Command | ConvertCommand:
+def parse(argv: Sequence[str]) -> Any:
     """Turn a command line into a checked command; exits with status 2 and one line if it can't be understood."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_OVERVIEW)
@@ -170,7 +172,11 @@ def parse(argv: Sequence[str]) -> Command | ConvertCommand:
     verb, *options = argv
     if verb == "convert":
         return _parse_convert(options)
-    check_verb(verb, [*PIPELINES, "convert"])
+    if verb in ("doctor", "submit"):
+        from pipelines import tool_cli
+
+        return tool_cli.parse_doctor(options) if verb == "doctor" else tool_cli.parse_submit(options)
+    check_verb(verb, [*PIPELINES, "doctor", "submit", "convert"])
     return parse_pipeline(verb, options)[0]
 
 
