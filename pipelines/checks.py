@@ -10,7 +10,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -162,19 +163,25 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-@checking("storage")
-def check_storage(uri: str) -> Check:
-    """Check that this process can write to the storage path; nothing of the trial is left behind."""
-    storage = Storage.from_uri(uri)
-    missing = []
-    if storage.is_local:
-        missing = [path for path in (storage.local_path, *storage.local_path.parents) if not path.exists()]
+@contextmanager
+def traceless(storage: Storage) -> Iterator[None]:
+    """Remove afterwards the local folders that were not there before, and are empty."""
+    folders = (storage.local_path, *storage.local_path.parents) if storage.is_local else ()
+    missing = [folder for folder in folders if not folder.exists()]
     try:
-        storage.check_writable()
+        yield
     finally:
         for folder in missing:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+@checking("storage")
+def check_storage(uri: str) -> Check:
+    """Check that this process can write to the storage path; nothing of the trial is left behind."""
+    storage = Storage.from_uri(uri)
+    with traceless(storage):
+        storage.check_writable()
     return Check("storage", "ok", f"{storage}: writable from here")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perceiver.errors import UserError
-from pipelines.checks import PACKAGES, Check, checking, failure_of, installed_versions
+from pipelines.checks import PACKAGES, Check, checking, failure_of, installed_versions, traceless
 from pipelines.cluster import check_cluster, connected, own_resources, worker_resources
 from pipelines.config import ScalingConfig
 from pipelines.ray_token import NO_TOKEN, WRONG_TOKEN, find_token
@@ -39,7 +39,7 @@ def check_answers(scaling: ScalingConfig) -> Check:
         return Check("Ray cluster", "ok", f"none (RAY_ADDRESS is not set); one of this machine's own has {shown}")
     check_cluster(ScalingConfig(max(1, scaling.num_workers)))
     place = re.fullmatch(r"\[?([^/\[\]]+)\]?:(\d{1,5})", address)
-    if place is None:  # auto, or a client's address
+    if place is None or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # auto, a client's, or encrypted
         return Check("Ray cluster", "ok", address)
     version = _ask_version(address)
     return Check("Ray cluster", "ok", f"{address}, Ray {version}")
@@ -91,11 +91,12 @@ def _ask_nodes(storage: Storage | None) -> list[Report]:
     if storage is None:
         return _ask(None, "")
     mark = storage / f".doctor-{uuid.uuid4().hex}"
-    mark.write_bytes(b"?")
-    try:
-        return _ask(mark.filesystem, mark.path)
-    finally:
-        mark.delete()
+    with traceless(storage):
+        mark.write_bytes(b"?")
+        try:
+            return _ask(mark.filesystem, mark.path)
+        finally:
+            mark.delete()
 
 
 def _ask(filesystem: Any, mark: str) -> list[Report]:
