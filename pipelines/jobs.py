@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -113,6 +114,7 @@ class Jobs:
             logging.getLogger(name).setLevel(logging.ERROR)
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+        os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.address  # the client prefers it to what it is told
         self._client = JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
 
     def find(self, job_id: str) -> Any | None:
@@ -196,8 +198,9 @@ class LogPrinter:
         """Take the next part of the log."""
         if self._received < len(self._before):
             known = self._before[self._received : self._received + len(chunk)]
-            if not chunk.startswith(known):  # another log, such as that of another node
-                self._before, self._printed = "", 0
+            if not chunk.startswith(known):  # another log, such as that of another node, though it began alike
+                chunk = self._before[: self._received] + chunk
+                self._before, self._printed, self._received = "", 0, 0
         new = chunk[max(0, self._printed - self._received) :]
         self._received += len(chunk)
         self._printed = max(self._printed, self._received)

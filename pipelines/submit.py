@@ -77,7 +77,6 @@ def _address(named: str | None) -> str:
         address = f"http://{address}"
     if not re.match(r"https?://[^/]", address):
         raise UserError(f"address is {address}, but has to be the dashboard's: http://HOST:8265")
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client prefers it to what it is told
     return address
 
 
@@ -95,9 +94,7 @@ def _check_there(dashboard: Dashboard, command: Command) -> Iterator[Check]:
         yield Check("workers", "warning", "the cluster does not tell what it has", "look at its dashboard")
     yield _check_storage(command.run.storage_path)
     if no_database(command.run):
-        found = (
-            "MLflow has no place on the cluster but the job's temporary folder, unless MLFLOW_TRACKING_URI is set there"
-        )
+        found = "MLflow has only the job's temporary folder there, unless the cluster's nodes set MLFLOW_TRACKING_URI"
         yield Check("MLflow", "warning", found, "give --tracking.uri, or --tracking.mlflow false")
 
 

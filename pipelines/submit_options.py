@@ -44,9 +44,7 @@ def check_options(command: SubmitCommand, package: Package) -> None:
         if _is_relative(file):
             package.check_holds("--config", file)
         else:
-            raise UserError(
-                f"--config is {file}, which the cluster may not have: give a relative one in {package.folder}"
-            )
+            raise UserError(f"--config is {file}, which may not be there: give a relative path in {package.folder}")
     for name, path in _input_paths(config):
         if _is_relative(path) and is_local(path):
             package.check_holds(name, path)
