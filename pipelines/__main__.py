@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from perceiver.errors import UserError
 from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 from pipelines.control import stoppable
+from pipelines.tool_cli import DoctorCommand, SubmitCommand
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if training failed or MLflow did not
-    take a run, 130 after Ctrl-C or SIGTERM.
+    take a run, 130 after Ctrl-C or SIGTERM. `doctor` and `submit` have statuses of their own.
     """
     try:
         with stoppable():
@@ -35,6 +36,14 @@ def _execute(argv: Sequence[str]) -> None:
         convert(command)
     elif isinstance(command, SyncCommand):
         _sync(command)
+    elif isinstance(command, DoctorCommand):
+        from pipelines.doctor import doctor
+
+        sys.exit(doctor(command))
+    elif isinstance(command, SubmitCommand):
+        from pipelines.submit import submit
+
+        sys.exit(submit(command))
     else:
         _run(command)
 

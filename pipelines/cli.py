@@ -44,6 +44,8 @@ pipelines:
   image-classifier  an image classifier
 
 tools:
+  doctor [VERB]     say what a run would use and what is wrong with it
+  submit VERB       let a Ray cluster run a pipeline
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
 
@@ -189,7 +191,7 @@ def pipeline_parser(
     return parser
 
 
-def parse(argv: Sequence[str]) -> Command | ConvertCommand | SyncCommand:
+def parse(argv: Sequence[str]) -> Any:
     """Turn a command line into a checked command; exits with status 2 and one line if it can't be understood."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_OVERVIEW)
@@ -199,7 +201,11 @@ def parse(argv: Sequence[str]) -> Command | ConvertCommand | SyncCommand:
         return _parse_convert(options)
     if verb == "sync-mlflow":
         return _parse_sync(options)
-    check_verb(verb, [*PIPELINES, "convert", "sync-mlflow"])
+    if verb in ("doctor", "submit"):
+        from pipelines import tool_cli
+
+        return tool_cli.parse_doctor(options) if verb == "doctor" else tool_cli.parse_submit(options)
+    check_verb(verb, [*PIPELINES, "doctor", "submit", "convert", "sync-mlflow"])
     return parse_pipeline(verb, options)[0]
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from perceiver.errors import UserError
-from pipelines.config import ScalingConfig
+from pipelines.config import ScalingConfig, StageConfig
 
 # The controller of a training looks at its workers this often (seconds); Ray's default of 2 makes short stages wait.
 _POLL_SECONDS = "0.5"
@@ -32,6 +32,23 @@ def trains_in_process(scaling: ScalingConfig) -> bool:
     """
     no_cluster = not os.environ.get("RAY_ADDRESS") and not _is_connected()
     return scaling.max_workers == 0 or (scaling.max_workers == 1 and no_cluster)
+
+
+def check_batches(stages: Mapping[str, StageConfig], scaling: ScalingConfig) -> None:
+    """Raise a UserError unless the workers can share the batches of all stages, evenly if their number is fixed."""
+    for name, config in stages.items():
+        batch_size = config.trainer.batch_size
+        prefix = f"{name}." if len(stages) > 1 else ""
+        if scaling.is_elastic and batch_size < scaling.max_workers:
+            raise UserError(
+                f"{prefix}trainer.batch_size is {batch_size}, too little for {scaling.max_workers} workers: choose "
+                "a larger one, or fewer workers in scaling.num_workers"
+            )
+        if not scaling.is_elastic and scaling.min_workers and batch_size % scaling.min_workers:
+            raise UserError(
+                f"{prefix}trainer.batch_size is {batch_size}, which {scaling.min_workers} workers don't divide: "
+                "choose a multiple of scaling.num_workers"
+            )
 
 
 def check_cluster(scaling: ScalingConfig) -> None:

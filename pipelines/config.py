@@ -60,6 +60,10 @@ class ScalingConfig:
     def _shown(self) -> str:
         return str(list(self.num_workers)) if isinstance(self.num_workers, tuple) else str(self.num_workers)
 
+    def workers_in_words(self) -> str:
+        """Return how many workers there are: "4", or "1 to 4"."""
+        return f"{self.min_workers} to {self.max_workers}" if self.is_elastic else str(self.num_workers)
+
     @property
     def is_elastic(self) -> bool:
         """Whether the number of workers may change."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from perceiver.errors import UserError
-from pipelines.cluster import check_cluster, cluster
+from pipelines.cluster import check_batches, check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.lock import check_unlocked, run_lock
 from pipelines.sink import PipelineRun, Status, summary_of
@@ -122,20 +122,7 @@ class Pipeline:
             UserError: If there is one.
         """
         check_run_name(self.run.run_name)
-        scaling = self.run.scaling
-        for name, config in self.stages.items():
-            batch_size = config.trainer.batch_size
-            prefix = f"{name}." if len(self.stages) > 1 else ""
-            if scaling.is_elastic and batch_size < scaling.max_workers:
-                raise UserError(
-                    f"{prefix}trainer.batch_size is {batch_size}, too little for {scaling.max_workers} workers: choose "
-                    "a larger one, or fewer workers in scaling.num_workers"
-                )
-            if not scaling.is_elastic and scaling.min_workers and batch_size % scaling.min_workers:
-                raise UserError(
-                    f"{prefix}trainer.batch_size is {batch_size}, which {scaling.min_workers} workers don't divide: "
-                    "choose a multiple of scaling.num_workers"
-                )
+        check_batches(self.stages, self.run.scaling)
         check_cluster(self.run.scaling)
         self._check_folder()
 

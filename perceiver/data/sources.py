@@ -203,14 +203,14 @@ def one_line(error: BaseException) -> str:
 
 
 def _load_from_hub(name: str, forms: str) -> datasets.DatasetDict:
-    reason = _why_unreachable(name)
+    reason = why_unreachable(name)
     if reason is None:
         try:
             return datasets.load_dataset(name)
         except Exception as error:  # whatever download and readers raise
             raise UserError(f"{name} cannot be loaded from the hub: {one_line(error.__cause__ or error)}") from error
     try:
-        with _offline():
+        with offline():
             return datasets.load_dataset(name)
     except Exception as error:
         raise UserError(
@@ -219,7 +219,7 @@ def _load_from_hub(name: str, forms: str) -> datasets.DatasetDict:
         ) from error
 
 
-def _why_unreachable(name: str) -> str | None:
+def why_unreachable(name: str) -> str | None:
     """Ask the hub for a data set once (`datasets` would retry for half a minute); None if it has it."""
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
@@ -236,7 +236,7 @@ def _why_unreachable(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """Let `datasets` look into its cache at once, instead of trying to reach the hub first."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True

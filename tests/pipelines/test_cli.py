@@ -10,6 +10,7 @@ import pytest
 from perceiver.config import EncoderConfig
 from pipelines.cli import PIPELINES, Command, ConvertCommand, SyncCommand, parse
 from pipelines.config import SentimentConfig
+from pipelines.tool_cli import DoctorCommand, SubmitCommand, SubmitConfig
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
 VERB_OF = {"quickstart.yaml": "sentiment", "imdb.yaml": "sentiment", "mnist.yaml": "image-classifier",
@@ -81,6 +82,11 @@ def test_help_gives_default_and_meaning_of_every_option(verb: str, capsys: pytes
         (["sentiment", "--frozen.decoder.num_cross_attention_heads", "7"], "must divide num_latent_channels"),
         (["sentimnt"], "did you mean sentiment?"),
         (["convert", "only-one"], "out"),
+        (["doctr"], "did you mean doctor?"),
+        (["doctor", "mlmm"], "did you mean mlm?"),
+        (["doctor", "--jsn", "true"], "did you mean --json?"),
+        (["submit", "mlmm"], "did you mean mlm?"),
+        (["submit", "mlm", "--follow", "maybe"], "--follow: expected bool"),
     ],
 )
 def test_mistakes_are_one_line_and_status_two(
@@ -105,19 +111,36 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("argv", readme_commands(), ids=" ".join)
 def test_commands_of_the_readme_parse(argv: list[str]) -> None:
-    assert isinstance(parse(argv), Command | ConvertCommand | SyncCommand)
+    assert isinstance(parse(argv), Command | ConvertCommand | DoctorCommand | SubmitCommand | SyncCommand)
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse([])
     overview = capsys.readouterr().out
-    assert all(verb in overview for verb in [*PIPELINES, "convert", "sync-mlflow"])
+    assert all(verb in overview for verb in [*PIPELINES, "doctor", "submit", "convert", "sync-mlflow"])
 
 
 def test_convert_takes_overrides() -> None:
     command = parse(["convert", "a.ckpt", "out", "--num_layers", "3", "--image_shape", "[10, 12, 3]"])
     assert command == ConvertCommand("a.ckpt", "out", num_layers=3, image_shape=(10, 12, 3))
+
+
+def test_doctor_looks_at_data_where_a_verb_is_named() -> None:
+    whole = parse(["doctor", "mlm", "--data.path", "toy_reviews", "--json", "true"])
+    assert (whole.command.verb, whole.command.config.data.path) == ("mlm", "toy_reviews")
+    assert (whole.with_data, whole.json) == (True, True)
+    bare = parse(["doctor", "--storage_path", "elsewhere"])
+    assert (bare.command.verb, bare.command.run.storage_path, bare.with_data) == ("sentiment", "elsewhere", False)
+
+
+def test_submit_keeps_its_own_options_to_itself() -> None:
+    options = ["--run_name", "x", "--trainer.max_epochs=3"]
+    own = ["--follow=false", "--address", "http://head:8265", "--working_dir=w", "--runtime_env", "r.yaml"]
+    command = parse(["submit", "mlm", *own[:1], *options, *own[1:]])
+    assert command.options == tuple(options)
+    assert command.command == parse(["mlm", *options])
+    assert command.config == SubmitConfig("http://head:8265", "w", "r.yaml", follow=False)
 
 
 def test_stages_of_the_chain_share_encoder_and_data_and_pass_the_model_on() -> None:
