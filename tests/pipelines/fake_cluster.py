@@ -64,7 +64,7 @@ HERE: dict[str, tuple[str, dict[str, Any], str]] = {
     "data-missing": ("mlm", {"data.path": "none.csv"}, "none.csv does not exist: correct the path (relative ones"),
     "tokenizer": ("mlm", {"data.tokenizer": "texts.csv"}, "data.tokenizer is texts.csv, but texts.csv does not travel"),
     "model": ("text-classifier", {"init_from": "sub"}, "init_from is sub, but sub/mine.yaml does not travel to the "),
-    "password": ("mlm", {"tracking.uri": "https://me:hidden@mlflow"}, f"tracking.uri {SECRET}"),
+    "password": ("mlm", {"tracking.uri": "https://me:hidden@mlflow"}, "tracking.uri holds a password, which"),
     "key": ("mlm", {"storage_path": "s3://bucket/x?secret_key=hidden"}, f"storage_path {SECRET}"),
     "key-of-data": ("mlm", {"data.path": "s3://me:hidden@bucket/x"}, f"data.path {SECRET}"),
     "scheme": ("mlm", {"address": "ray://head:10001"}, "address is ray://head:10001, but has to be the dashboard's: "),

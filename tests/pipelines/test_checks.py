@@ -107,10 +107,12 @@ def server() -> Iterator[HTTPServer]:
     server.shutdown()
 
 
-def test_mlflow_server(server: HTTPServer, tmp_path: Path) -> None:
+def test_mlflow_server(server: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage.from_uri(tmp_path)
     address = f"127.0.0.1:{server.server_port}"
-    check = checks.check_mlflow(TrackingConfig(uri=f"http://me:hidden@{address}"), storage)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://me:hidden@{address}")
+        check = checks.check_mlflow(TrackingConfig(), storage)
     assert_status(check, "ok", f"http://{address}")
     assert "hidden" not in check.found
     elsewhere = checks.check_mlflow(TrackingConfig(uri=f"http://{address}/x"), storage)
