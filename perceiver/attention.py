@@ -10,14 +10,16 @@ Letters in the shapes of this package:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from perceiver.config import check_heads
 
@@ -196,7 +198,31 @@ class MLP(nn.Sequential):
         )
 
 
-class CrossAttentionLayer(nn.Module):
+class AttentionLayer(nn.Module):
+    """What the layers share: activations are kept for the backward pass, or computed again in it.
+
+    Attributes:
+        recomputes: Whether they are computed again (activation checkpointing, arXiv:1604.06174): it saves memory and
+            costs a second forward pass.
+    """
+
+    recomputes: bool = False
+
+    def _compute(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if not (self.recomputes and self.training):
+            return function(*arguments)
+        result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+        return result
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let all attention layers of a model compute their activations again in the backward pass, in place."""
+    for module in model.modules():
+        if isinstance(module, AttentionLayer):
+            module.recomputes = True
+
+
+class CrossAttentionLayer(AttentionLayer):
     """Queries attend to inputs, then an MLP: Perceiver IO (arXiv:2107.14795), sec. 3.1 and appendix E.
 
     Args:
@@ -246,12 +272,15 @@ class CrossAttentionLayer(nn.Module):
         Returns:
             (B, Q, X).
         """
+        return self._compute(self._update, x, kv, pad_mask)
+
+    def _update(self, x: Tensor, kv: ProjectedInputs, pad_mask: Tensor | None) -> Tensor:
         attended = self.dropout(self.attention(self.q_norm(x), kv, pad_mask))
         x = x + attended if self.query_residual else attended
         return x + self.dropout(self.mlp(x))
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(AttentionLayer):
     """Latents attend to each other, then an MLP: Perceiver IO (arXiv:2107.14795), sec. 3.1 and appendix E.
 
     Args:
@@ -282,5 +311,8 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Update latents (B, N, D)."""
+        return self._compute(self._update, x)
+
+    def _update(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention.attend_to_itself(self.norm(x)))
         return x + self.dropout(self.mlp(x))

@@ -352,6 +352,12 @@ class TrainerConfig:
     """Passes over the training split."""
     batch_size: int = 64
     """Samples per optimizer step over all workers together; the workers divide it."""
+    micro_batch_size: int | None = None
+    """Samples that a worker computes at once at most; where its share of a batch is larger, it adds up the gradients of
+    several parts (null: the whole share at once). It saves memory and leaves the gradient as it is."""
+    activation_checkpointing: bool = False
+    """Whether the layers' activations are computed again in the backward pass instead of being kept, which saves memory
+    and takes about a third more time."""
     seed: int = 0
     """Seed of initial weights, sample order, masks and dropout."""
     precision: Precision = "auto"
@@ -371,7 +377,7 @@ class TrainerConfig:
     """Validation metric that selects the epoch whose weights become the model."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "max_epochs", "batch_size", "checkpoint_every_n_steps")
+        _require_positive(self, "max_epochs", "batch_size", "micro_batch_size", "checkpoint_every_n_steps")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2**63")
         choices = ("auto", "32-true", "bf16-mixed", "16-mixed")
         _require(self.precision in choices, "precision", self.precision, " or ".join(choices))

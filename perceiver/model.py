@@ -249,7 +249,12 @@ class PerceiverIO(nn.Module):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Predict from data; pad_mask is bool (B, M), True where an input is padding."""
-        return self.decoder(self.encoder(x, pad_mask))
+        return self.decode(self.encoder(x, pad_mask))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Predict from latents (B, N, D) that the encoder made before."""
+        predictions: Tensor = self.decoder(latents)
+        return predictions
 
 
 class PerceiverMLM(nn.Module):

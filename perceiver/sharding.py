@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
@@ -31,8 +32,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(module, SelfAttentionLayer):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    if hasattr(model, "decode_masked"):
-        register_fsdp_forward_method(model, "decode_masked")
+    for other_forward in ("decode", "decode_masked"):
+        if hasattr(model, other_forward):
+            register_fsdp_forward_method(model, other_forward)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -57,12 +59,6 @@ def whole(state: Any, keep: bool = True) -> Any:
     return tree_map(gather, state)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a divided module its parts of whole weights, which each worker has."""
-    current = module.state_dict()
-    module.load_state_dict({name: _like(value, current[name]) for name, value in weights.items()})
-
-
 def divided_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a whole optimizer state that belong to the parameters that an optimizer has."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -71,6 +67,36 @@ def divided_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str
         for number, values in state["state"].items()
     }
     return {**state, "state": divided}
+
+
+class ShardedStrategy(DDPStrategy):
+    """Lightning's strategy of one process per device, for a task whose `model` is divided among the workers.
+
+    Weights are loaded before they are divided; what is saved is whole.
+    """
+
+    def configure_ddp(self) -> None:
+        """Divide the model where it would be wrapped."""
+        task = self.lightning_module
+        assert task is not None
+        assert isinstance(task.model, nn.Module)
+        shard(task.model, init_device_mesh(self.root_device.type, (self.world_size,)))
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the whole weights on rank 0; all ranks call it."""
+        state: dict[str, Any] = whole(super().lightning_module_state_dict(), keep=self.is_global_zero)
+        return state
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the whole state of an optimizer on rank 0; all ranks call it."""
+        state: dict[str, Any] = whole(super().optimizer_state(optimizer), keep=self.is_global_zero)
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give the optimizer its part of the state."""
+        (optimizer,) = self.optimizers
+        (state,) = checkpoint["optimizer_states"]
+        optimizer.load_state_dict(divided_optimizer_state(optimizer, state))
 
 
 def _like(value: Any, model: Any) -> Any:

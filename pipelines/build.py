@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from perceiver.attention import recompute_activations
 from perceiver.build import build_model
 from perceiver.config import MaskedLanguageModelConfig, TextDataConfig
 from perceiver.data.encoded import EncodedTexts
@@ -56,6 +57,8 @@ def build(
     task = _build_task(config, prepared, model, total_steps)
     if config.trainer.compile:
         model.encoder.compile_blocks()
+    if config.trainer.activation_checkpointing:
+        recompute_activations(model)
     trains = loading.start_epoch < config.trainer.max_epochs
     if isinstance(config, TextClassifierStageConfig) and config.freeze_encoder and trains:
         _keep_latents(model, data, config.data, device, report)

@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from perceiver.config import TrainerConfig
 from perceiver.data.loader import ReadAheadLoader
-from perceiver.tasks.base import Task
+from perceiver.tasks.base import Task, parts_of
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
 from pipelines.checkpoint import Position, StoreIO
 from pipelines.control import HOW_TO_CONVERGE, DivergedError, Link, StoppedError, Wish
@@ -91,7 +92,8 @@ class StageCallback(pl.Callback):
         assert isinstance(pl_module, Task)
         assert pl_module.step_numbers is not None
         record = self._record(trainer, "train", learning_rate=self._learning_rate)
-        wish = self._steps.add(record, pl_module.step_numbers, batch["sample_ids"])
+        sample_ids = torch.cat([part["sample_ids"] for part in parts_of(batch)])
+        wish = self._steps.add(record, pl_module.step_numbers, sample_ids)
         is_due = trainer.global_step % self.config.checkpoint_every_n_steps == 0 or wish > Wish.NOTHING
         saves = is_due and not trainer.is_last_batch  # the end of the epoch saves anyway
         if saves or time.monotonic() - self._flushed > _FLUSH_SECONDS:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from perceiver.config import TrainerConfig
 from perceiver.errors import UserError
 from pipelines.config import ScalingConfig, StageConfig
 
@@ -34,21 +35,27 @@ def trains_in_process(scaling: ScalingConfig) -> bool:
     return scaling.max_workers == 0 or (scaling.max_workers == 1 and no_cluster)
 
 
-def check_batches(stages: Mapping[str, StageConfig], scaling: ScalingConfig) -> None:
-    """Raise a UserError unless the workers can share the batches of all stages, evenly if their number is fixed."""
+def check_workers(stages: Mapping[str, StageConfig], scaling: ScalingConfig) -> None:
+    """Raise a UserError unless the workers can share the batches and the models of all stages."""
     for name, config in stages.items():
-        batch_size = config.trainer.batch_size
-        prefix = f"{name}." if len(stages) > 1 else ""
-        if scaling.is_elastic and batch_size < scaling.max_workers:
-            raise UserError(
-                f"{prefix}trainer.batch_size is {batch_size}, too little for {scaling.max_workers} workers: choose "
-                "a larger one, or fewer workers in scaling.num_workers"
-            )
-        if not scaling.is_elastic and scaling.min_workers and batch_size % scaling.min_workers:
-            raise UserError(
-                f"{prefix}trainer.batch_size is {batch_size}, which {scaling.min_workers} workers don't divide: "
-                "choose a multiple of scaling.num_workers"
-            )
+        _check_shares(f"{name}.trainer" if len(stages) > 1 else "trainer", config.trainer, scaling)
+
+
+def _check_shares(name: str, trainer: TrainerConfig, scaling: ScalingConfig) -> None:
+    if scaling.is_elastic and trainer.batch_size < scaling.max_workers:
+        raise UserError(
+            f"{name}.batch_size is {trainer.batch_size}, too little for {scaling.max_workers} workers: choose a larger "
+            "one, or fewer workers in scaling.num_workers"
+        )
+    if not scaling.is_elastic and scaling.min_workers and trainer.batch_size % scaling.min_workers:
+        raise UserError(
+            f"{name}.batch_size is {trainer.batch_size}, which {scaling.min_workers} workers don't divide: choose a "
+            "multiple of scaling.num_workers"
+        )
+    if scaling.strategy == "fsdp" and scaling.max_workers > 1 and trainer.precision == "16-mixed":
+        raise UserError(
+            f"{name}.precision is 16-mixed, which scaling.strategy fsdp can't do: choose bf16-mixed, or ddp"
+        )
 
 
 def check_cluster(scaling: ScalingConfig) -> None:

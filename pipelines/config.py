@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from perceiver.config import (
     DecoderConfig,
@@ -26,6 +26,9 @@ def _single_head() -> DecoderConfig:
     return DecoderConfig(num_cross_attention_heads=1)
 
 
+Strategy = Literal["ddp", "fsdp"]
+
+
 @dataclass(frozen=True)
 class ScalingConfig:
     """The workers of a stage."""
@@ -35,6 +38,9 @@ class ScalingConfig:
     which starts at once, unless RAY_ADDRESS names a Ray cluster or is "local", which starts one of this machine's own
     (0: in the process of the command, whatever RAY_ADDRESS is). "[1, 4]": as many as the cluster has room for, which
     may change while they train."""
+    strategy: Strategy = "ddp"
+    """What several workers share: ddp, the gradients alone, each has the whole model; fsdp, also the weights and the
+    optimizer's state, for a model that one GPU can't hold."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU (null: if the cluster has any)."""
     cpus_per_worker: int | None = None
@@ -46,6 +52,8 @@ class ScalingConfig:
     """Seconds after which a worker that doesn't answer, or that others wait for, counts as dead."""
 
     def __post_init__(self) -> None:
+        if self.strategy not in ("ddp", "fsdp"):
+            raise ValueError(f"strategy is {self.strategy!r}, but must be ddp or fsdp")
         if self.min_workers < 0:
             raise ValueError(f"num_workers is {self._shown()}, but must be 0 or more")
         if self.is_elastic and not 1 <= self.min_workers <= self.max_workers:

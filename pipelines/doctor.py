@@ -15,7 +15,7 @@ from rich.table import Table
 from pipelines import checks
 from pipelines.checks import Check, checking
 from pipelines.cli import Command
-from pipelines.cluster import check_batches, check_cluster, trains_in_process
+from pipelines.cluster import check_cluster, check_workers, trains_in_process
 from pipelines.cluster_checks import check_answers, check_joined, named_address
 from pipelines.config import TextClassifierStageConfig, stages_of
 from pipelines.progress import plain_console
@@ -88,7 +88,7 @@ def _examine_stage(command: Command) -> Iterator[Check]:
 @checking("settings")
 def _check_settings(command: Command) -> Check:
     check_run_name(command.run.run_name)
-    check_batches(stages_of(command.verb, command.config, ""), command.run.scaling)
+    check_workers(stages_of(command.verb, command.config, ""), command.run.scaling)
     return Check("settings", "ok", f"{command.verb}, run_name {command.run.run_name}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from perceiver.errors import UserError
-from pipelines.cluster import check_batches, check_cluster, cluster
+from pipelines.cluster import check_cluster, check_workers, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.lock import check_unlocked, run_lock
 from pipelines.sink import PipelineRun, Status, summary_of
@@ -122,7 +122,7 @@ class Pipeline:
             UserError: If there is one.
         """
         check_run_name(self.run.run_name)
-        check_batches(self.stages, self.run.scaling)
+        check_workers(self.stages, self.run.scaling)
         check_cluster(self.run.scaling)
         self._check_folder()
 

@@ -50,7 +50,7 @@ def train_on_workers(plan: StagePlan, scaling: ScalingConfig, report: Report) ->
     scratch.delete()  # what a driver that died left there
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"plan": plan, "mailbox": relay.mailbox},
+        train_loop_config={"plan": plan, "mailbox": relay.mailbox, "strategy": scaling.strategy},
         torch_config=_GroupIfNeeded(timeout_s=scaling.timeout_seconds),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=resources
@@ -121,7 +121,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     link = Link(report, WishReader(mailbox), rank, context.get_world_size(), reasons)
     try:
-        return run_stage(config["plan"], link)
+        return run_stage(config["plan"], link, config["strategy"])
     except StoppedError:
         return {_STOPPED: True}
     except DivergedError as error:

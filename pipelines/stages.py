@@ -43,7 +43,13 @@ AnyConfig = TypeVar("AnyConfig", bound=StageConfig | SentimentConfig)
 # Settings that change where things lie or how fast they come, but not the result.
 _WITHOUT_EFFECT = {
     "data": ("path", "test_path", "unlabelled_path", "tokenizer", "cache_dir", "loader_workers", "kept_latents_gb"),
-    "trainer": ("checkpoint_every_n_steps", "checkpoint_every_n_minutes", "log_gradient_norm"),
+    "trainer": (
+        "checkpoint_every_n_steps",
+        "checkpoint_every_n_minutes",
+        "log_gradient_norm",
+        "micro_batch_size",
+        "activation_checkpointing",
+    ),
 }
 _PATHS = ("path", "test_path", "unlabelled_path", "tokenizer")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from perceiver.errors import UserError
 from pipelines.checks import Check, failure_of
 from pipelines.cli import Command
-from pipelines.cluster import check_batches
+from pipelines.cluster import check_workers
 from pipelines.cluster_checks import judge_workers
 from pipelines.config import ScalingConfig, stages_of
 from pipelines.jobs import Dashboard, Jobs, LogPrinter, exit_status, is_ended
@@ -65,7 +65,7 @@ def _check_here(command: SubmitCommand) -> Package:
     check_run_name(name)
     if not _JOB_ID.fullmatch(name):
         raise UserError(f"run_name {name!r} can't be a job's id: use letters, digits, '-', '_' and '.'")
-    check_batches(stages_of(command.command.verb, command.command.config, ""), command.command.run.scaling)
+    check_workers(stages_of(command.command.verb, command.command.config, ""), command.command.run.scaling)
     package = make_package(command.config)
     check_options(command, package)
     return package

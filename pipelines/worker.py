@@ -20,25 +20,28 @@ import torch
 from tokenizers import Tokenizer
 
 from perceiver.allocator import keep_freed_memory
+from perceiver.build import build_model
 from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
+from perceiver.sharding import ShardedStrategy, is_sharded
 from perceiver.tasks.base import Task
 from pipelines.build import build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, Strategy
 from pipelines.control import DivergedError, Link
 from pipelines.journal import JournalWriter
 from pipelines.stage_folder import CHECKPOINTS
 from pipelines.stages import StagePlan
 
 
-def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
+def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[str, Any]:
     """Train a stage from its newest checkpoint on, test the best weights if asked to, and leave them in model/.
 
     Args:
         plan: What to train.
         link: The way to the driver, and this worker's place among the others.
+        strategy: What several workers share; see ScalingConfig.
 
     Returns:
         The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, restarts, seconds.
@@ -52,6 +55,7 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
         keep_freed_memory()
     started = time.monotonic()
     trainer_config = plan.config.trainer
+    micro_batch_size = trainer_config.micro_batch_size
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
     found = _agree(_look_back(store) if link.rank == 0 else None, link.world_size)
     start = found or Position()
@@ -62,6 +66,8 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
         world_size=link.world_size,
         start_epoch=start.epoch,
         start_step=start.batch,
+        eval_batch_size=None if micro_batch_size is None else micro_batch_size * link.world_size,
+        micro_batch_size=micro_batch_size,
     )
 
     def tell(state: dict[str, Any]) -> None:
@@ -77,10 +83,12 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
         _pass_on_ctrl_c(),
     ):
         callback = StageCallback(trainer_config, journal, link, checkpoints, start, started)
-        trainer = _trainer(plan.config, link.world_size, checkpoints, callback)
+        trainer = _trainer(plan.config, link.world_size, strategy, checkpoints, callback)
         if start.epoch < trainer_config.max_epochs:
             trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
         best, state = store.load_best()
+        if is_sharded(task.model):
+            task.model = build_model(plan.prepared.model)
         task.load_state_dict(state["state_dict"])
         if plan.tests:
             trainer.test(task, datamodule=data, verbose=False)
@@ -152,17 +160,17 @@ def _device(world_size: int) -> torch.device:
     return device
 
 
-def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callback: pl.Callback) -> pl.Trainer:
+def _trainer(
+    config: StageConfig, world_size: int, strategy: Strategy, checkpoint_io: StoreIO, callback: pl.Callback
+) -> pl.Trainer:
     has_gpu = torch.cuda.is_available()
     torch.set_float32_matmul_precision("high" if has_gpu else "highest")  # high: TF32, what float32 stays is fast
     placement: dict[str, Any] = {"strategy": "auto", "devices": 1, "plugins": [checkpoint_io]}
     if world_size > 1:
-        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+        from ray.train.lightning import RayLightningEnvironment
 
         plugins = [RayLightningEnvironment(), checkpoint_io]
-        # The gradients live in the buckets that are sent while the backward pass goes on.
-        strategy = RayDDPStrategy(gradient_as_bucket_view=True)
-        placement = {"strategy": strategy, "devices": "auto", "plugins": plugins}
+        placement = {"strategy": _ray_strategy(strategy), "devices": "auto", "plugins": plugins}
     trainer = pl.Trainer(
         **placement,
         accelerator="gpu" if has_gpu else "cpu",
@@ -179,6 +187,18 @@ def _trainer(config: StageConfig, world_size: int, checkpoint_io: StoreIO, callb
     )
     _leave_signals_alone(trainer)
     return trainer
+
+
+def _ray_strategy(strategy: Strategy) -> Any:
+    from ray.train.lightning import RayDDPStrategy
+
+    class RayShardedStrategy(ShardedStrategy, RayDDPStrategy):
+        """Knows from Ray which device is whose."""
+
+    if strategy == "fsdp":
+        return RayShardedStrategy()
+    # The gradients live in the buckets that are sent while the backward pass goes on.
+    return RayDDPStrategy(gradient_as_bucket_view=True)
 
 
 def _leave_signals_alone(trainer: pl.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 A batch is a dictionary of tensors. Its `sample_ids` (B,) number the samples within their split. Where a small global
 batch leaves a worker without rows, it gets one filler row: sample id -1, a valid input, and nothing but ignored labels.
+With `Loading.micro_batch_size`, a training batch is a list of such dictionaries, one for each part.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceiver.data.loader import ReadAheadLoader
-from perceiver.data.sampling import GlobalBatchSampler, Index, IntArray, Loading
+from perceiver.data.sampling import GlobalBatchSampler, Index, IntArray, Loading, PartSampler
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -50,6 +51,19 @@ class BatchSource(Dataset[Batch], ABC):
             return {"sample_ids": torch.tensor([FILLER_ID]), **self.filler()}
         samples = np.array([index.sample for index in indices])
         return {"sample_ids": torch.from_numpy(samples), **self.read(samples, indices[0].epoch)}
+
+
+class _InParts(Dataset[list[Batch]]):
+    """The samples of one split, assembled a batch of several parts at a time."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, parts: list[list[Index]]) -> list[Batch]:
+        return [self.source.__getitems__(part) for part in parts]
 
 
 class DataModule(LightningDataModule):
@@ -114,9 +128,11 @@ class DataModule(LightningDataModule):
         return GlobalBatchSampler(len(source), self.loading, shuffle, source.lengths, self.length_pool)
 
     def _loader(self, source: BatchSource, shuffle: bool) -> ReadAheadLoader:
+        batches = self._sampler(source, shuffle)
+        in_parts = shuffle and self.loading.micro_batch_size is not None
         return ReadAheadLoader(
-            source,
-            batch_sampler=self._sampler(source, shuffle),
+            _InParts(source) if in_parts else source,
+            batch_sampler=PartSampler(batches) if in_parts else batches,
             collate_fn=_unchanged,
             num_workers=self.loader_workers,
             persistent_workers=self.loader_workers > 0,

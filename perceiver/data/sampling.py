@@ -6,6 +6,7 @@ No sample is dropped or repeated, neither in training nor in evaluation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,11 +45,14 @@ class Loading:
     """Step at which the pass over epoch `start_epoch` starts; all other passes start at 0."""
     eval_batch_size: int | None = None
     """Samples per evaluation step over all workers together (none: batch_size)."""
+    micro_batch_size: int | None = None
+    """Samples that a worker trains on at once: a larger share of a batch comes in parts (none: always whole)."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size
         assert self.start_epoch >= 0
         assert self.start_step >= 0
+        assert self.micro_batch_size is None or self.micro_batch_size > 0
 
 
 def epoch_batches(
@@ -141,11 +145,20 @@ class GlobalBatchSampler(Sampler[list[Index]]):
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Index]]:
+        for rows, _ in self.shares():
+            yield rows
+
+    def shares(self) -> Iterator[tuple[list[Index], int]]:
+        """Yield this worker's rows of each global batch, and in how many parts all workers train on theirs."""
         epoch = self._epoch
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in self._batches(epoch)[first:]:
             rows = batch[self.loading.rank :: self.loading.world_size]
-            yield [Index(epoch, sample) for sample in rows.tolist()]
+            yield [Index(epoch, sample) for sample in rows.tolist()], self._num_parts(len(batch))
+
+    def _num_parts(self, batch_size: int) -> int:
+        largest_share = -(-batch_size // self.loading.world_size)
+        return -(-largest_share // (self.loading.micro_batch_size or largest_share))
 
     def _first_pass(self) -> tuple[int, int]:
         epoch, step = self.loading.start_epoch, self.loading.start_step
@@ -157,3 +170,27 @@ class GlobalBatchSampler(Sampler[list[Index]]):
         if self.shuffle:
             return epoch_batches(self.num_samples, self.batch_size, self.loading.seed, epoch, self.lengths, self.pool)
         return evaluation_batches(self.num_samples, self.batch_size, self.lengths)
+
+
+class PartSampler(Sampler[list[list[Index]]]):
+    """Batch sampler that yields this worker's rows of each global training batch in parts, as even as can be.
+
+    Args:
+        batches: Sampler of the global batches.
+    """
+
+    def __init__(self, batches: GlobalBatchSampler) -> None:
+        self.batches = batches
+
+    @property
+    def sampler(self) -> GlobalBatchSampler:
+        """The object whose `set_epoch` Lightning calls."""
+        return self.batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[list[Index]]]:
+        for rows, num_parts in self.batches.shares():
+            ends = np.arange(num_parts + 1) * len(rows) // num_parts
+            yield [rows[start:end] for start, end in itertools.pairwise(ends.tolist())]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric, Metric, SumMetric
 
 from perceiver.config import OptimizerConfig
@@ -42,6 +43,11 @@ class Evaluation(NamedTuple):
     loss: LossTerms
     predictions: Tensor
     labels: Tensor
+
+
+def parts_of(batch: Batch | list[Batch]) -> list[Batch]:
+    """Return the parts in which a worker computes its share of a training batch."""
+    return batch if isinstance(batch, list) else [batch]
 
 
 class Task(pl.LightningModule):
@@ -87,6 +93,10 @@ class Task(pl.LightningModule):
         """Return the undivided loss of this worker's part of a batch."""
         raise NotImplementedError
 
+    def count_terms(self, batch: Batch) -> Tensor:
+        """Return the number of terms that `loss_terms` would add up, a scalar, before anything is computed."""
+        raise NotImplementedError
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """Return the undivided loss of this worker's part of a batch, and the predictions."""
         raise NotImplementedError
@@ -126,26 +136,53 @@ class Task(pl.LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
         elif self.log_gradient_norm:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if isinstance(norm, DTensor):  # each worker has a part of the model
+            norm = norm.full_tensor()
         total, count, signals = self._step_sums
         self.step_numbers = torch.stack([total / count, signals, norm.float()])
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the gradients alone: `on_train_batch_start` cleared them, and those of parts are being added up."""
+
+    def on_train_batch_start(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
+        self.trainer.optimizers[0].zero_grad()
         seed = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would spend a millisecond where there is no GPU
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss."""
-        terms = self.loss_terms(batch)
-        total = terms.total.detach().float()
-        sums = torch.stack([total, terms.num_terms.float(), torch.full_like(total, self.signal)])
+    def training_step(self, batch: Batch | list[Batch], batch_idx: int) -> Tensor:
+        """Return the loss whose gradient, averaged over ranks, is that of the global batch's mean loss.
+
+        Of a batch in parts, it is the loss of the last one: the gradients of the others are computed here.
+        """
+        *others, last = parts_of(batch)
+        if not others:
+            terms = self.loss_terms(last)
+            sums = self._add_ranks(terms.total.detach(), terms.num_terms)
+            return terms.total * (self.trainer.world_size / sums[1])
+        # The terms have to be counted before the first gradient.
+        counts = torch.stack([self.count_terms(part).float() for part in [*others, last]])
+        factor = self.trainer.world_size / self._add_ranks(counts.new_zeros(()), counts.sum())[1]
+        total = torch.zeros_like(factor)
+        for part in others:
+            terms = self.loss_terms(part)
+            total += terms.total.detach()
+            with torch.autocast(self.device.type, enabled=False):  # it is for forward passes alone
+                self.trainer.strategy.backward(terms.total * factor, None)  # ranks add up theirs with the last part's
+        terms = self.loss_terms(last)
+        self._add_ranks(total + terms.total.detach(), counts.sum())
+        return terms.total * factor
+
+    def _add_ranks(self, total: Tensor, num_terms: Tensor) -> Tensor:
+        """Add up loss, number of terms and signal over the ranks, and keep them: (3,), the second at least 1."""
+        sums = torch.stack([total.float(), num_terms.float(), torch.full_like(total, self.signal, dtype=torch.float32)])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
         sums[1].clamp_(min=1)
         self._step_sums = sums
-        return terms.total * (self.trainer.world_size / sums[1])
+        return sums
 
     def _evaluate(self, batch: Batch) -> None:
         loss, predictions, labels = self.evaluate(batch)

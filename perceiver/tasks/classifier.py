@@ -58,6 +58,10 @@ class Classifier(Task):
         """Sum of the cross-entropies of the samples; a term is a sample."""
         return self.evaluate(batch).loss
 
+    def count_terms(self, batch: Batch) -> Tensor:
+        """Number of samples."""
+        return (batch["labels"] != IGNORED_LABEL).sum()
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """The same, with the predicted class of each sample."""
         logits, labels = self.logits(batch), batch["labels"]

@@ -59,6 +59,10 @@ class MaskedLanguageModel(Task):
         total = self.model.decoder.output_adapter.cross_entropy(decoded, labels)
         return LossTerms(total, decoded.new_tensor(len(labels)))
 
+    def count_terms(self, batch: Batch) -> Tensor:
+        """Number of masked tokens."""
+        return batch["label_places"].new_tensor(len(batch["label_places"]))
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """The same, with the likeliest token for each masked one."""
         decoded, labels = self._decode(batch)

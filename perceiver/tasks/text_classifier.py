@@ -14,5 +14,5 @@ class TextClassifier(Classifier):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (B, num_classes) of token ids (B, M) or of latents (B, N, D)."""
         if "latents" in batch:
-            return self.model.decoder(batch["latents"])
+            return self.model.decode(batch["latents"])
         return self.model(batch["input_ids"], batch["pad_mask"])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from perceiver.adapter import ClassificationOutputAdapter, ImageInputAdapter
+from perceiver.attention import recompute_activations
 from perceiver.build import build_model
 from perceiver.config import (
     DecoderConfig,
@@ -344,3 +345,30 @@ def test_compiled_blocks_compute_the_same():
         results.append([logits.detach(), *(p.grad for p in model.parameters())])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("config", [MLM, CLASSIFIER])
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(config):
+    plain, recomputing = (build_model(replace(config, dropout=0.3)) for _ in range(2))
+    recomputing.load_state_dict(plain.state_dict())
+    recompute_activations(recomputing)
+    tokens, pad_mask = text_batch()
+    kept, gradients = [], []
+    for model in (plain, recomputing):
+        torch.manual_seed(1)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            latents = model.encoder(tokens, pad_mask)
+        model.decoder(latents).square().mean().backward()
+        kept.append(sum(sizes))
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert kept[1] < 0.3 * kept[0]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
+def test_activations_are_recomputed_in_training_only(monkeypatch):
+    model = build_model(MLM)
+    recompute_activations(model)
+    monkeypatch.setattr("perceiver.attention.checkpoint", lambda *args, **options: pytest.fail("recomputes"))
+    tokens, pad_mask = text_batch()
+    model.eval()(tokens, pad_mask, masking=False)

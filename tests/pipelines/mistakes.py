@@ -80,6 +80,9 @@ COMMAND_LINE: dict[str, Case] = {
 RUNS: dict[str, Case] = {
     "batch": ("mlm", {"trainer.batch_size": 5, "scaling.num_workers": 2},
               "trainer.batch_size is 5, which 2 workers don't divide: choose a multiple of scaling.num_workers"),
+    "float16_of_shared_weights": ("image-classifier", {**IMAGES, "scaling.num_workers": 2, "scaling.strategy": "fsdp",
+                                                       "trainer.precision": "16-mixed"},
+                                  "trainer.precision is 16-mixed, which scaling.strategy fsdp can't do: choose bf16"),
     "batch-of-a-stage": ("sentiment", {"frozen.trainer.batch_size": 5, "scaling.num_workers": 2},
                          "frozen.trainer.batch_size is 5, which 2 workers don't divide"),
     "cores": ("mlm", {"trainer.batch_size": 10**5, "scaling.num_workers": 10**5},

@@ -30,24 +30,27 @@ OPTIONS = {
 }
 
 
-def train(tmp_path: Path, num_workers: int) -> Path:
+def train(tmp_path: Path, num_workers: int, strategy: str = "ddp") -> Path:
+    run_name = f"{strategy}{num_workers}"
     options = {
         **OPTIONS,
         "scaling.num_workers": num_workers,
-        "run_name": f"workers{num_workers}",
+        "scaling.strategy": strategy,
+        "run_name": run_name,
         "storage_path": tmp_path,
         "data.cache_dir": tmp_path / "cache",
     }
     main(["image-classifier", *(f"--{name}={value}" for name, value in options.items())])
-    return tmp_path / f"workers{num_workers}" / "image-classifier"
+    return tmp_path / run_name / "image-classifier"
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_workers_leave_the_journal_and_the_model_of_one_process(tmp_path: Path) -> None:
-    one, two = train(tmp_path, 0), train(tmp_path, 2)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_leave_the_journal_and_the_model_of_one_process(strategy: str, tmp_path: Path) -> None:
+    one, two = train(tmp_path, 0), train(tmp_path, 2, strategy)
     varying = {"time", "samples_per_second", "data_wait", "checkpoint_wait"}
     for ours, theirs in zip(read_journal(two), read_journal(one), strict=True):
         assert ours.keys() == theirs.keys()

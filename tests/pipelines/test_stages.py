@@ -50,6 +50,8 @@ WITHOUT_EFFECT = {
     "trainer.checkpoint_every_n_steps",
     "trainer.checkpoint_every_n_minutes",
     "trainer.log_gradient_norm",
+    "trainer.micro_batch_size",
+    "trainer.activation_checkpointing",
     "init_from",
 }
 OTHER_CHOICE = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from perceiver.model import PerceiverEncoder
 from perceiver.saving import load_model
 from perceiver.tasks.base import Task
+from perceiver.tasks.image_classifier import ImageClassifier
 from pipelines import callback, worker
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore
@@ -244,6 +245,30 @@ def test_gradient_norms_are_recorded_where_they_are_wanted(image: Whole, tmp_pat
     assert len(norms) == STEPS
     assert min(norms) > 0
     assert all("gradient_norm" not in record for record in journal(image.folder))
+
+
+def test_recomputed_activations_leave_the_weights_as_they_are(image: Whole, tmp_path: Path) -> None:
+    config = replace(image.config, trainer=replace(image.config.trainer, activation_checkpointing=True))
+    train(config, tmp_path, image.prepared)
+    assert weights(tmp_path) == weights(image.folder)
+
+
+def test_a_worker_computes_no_more_samples_at_once_than_it_may(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    logits = ImageClassifier.logits
+    monkeypatch.setattr(ImageClassifier, "logits", lambda *args: sizes.append(len(args[1]["labels"])) or logits(*args))
+    config = image_config(cache, dropout=0.0, trainer=replace(TRAINER, micro_batch_size=5))
+    train(config, tmp_path / "parts")
+    assert max(sizes) == 5
+    assert len(sizes) > 4 * STEPS
+    train(replace(config, trainer=TRAINER), tmp_path / "whole")
+    parts, whole = (
+        [record["loss"] for record in journal(tmp_path / name) if record["kind"] == "train"]
+        for name in ("parts", "whole")
+    )
+    assert parts == pytest.approx(whole, rel=1e-3)
 
 
 def test_finished_stage_trains_no_step_more(image: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perceiver.data.sampling import GlobalBatchSampler, Index, Loading, epoch_batches, evaluation_batches
+from perceiver.data.sampling import (
+    GlobalBatchSampler,
+    Index,
+    Loading,
+    PartSampler,
+    epoch_batches,
+    evaluation_batches,
+)
 from perceiver.random import Stream, generator
 
 NUM_SAMPLES = 103
@@ -61,6 +68,25 @@ def test_rows_of_a_batch_are_shared_evenly_and_a_rank_may_get_none() -> None:
     ranks = [Loading(batch_size=4, seed=0, rank=rank, world_size=3) for rank in range(3)]
     sizes = [[len(batch) for batch in GlobalBatchSampler(9, loading)] for loading in ranks]
     assert sizes == [[2, 2, 1], [1, 1, 0], [1, 1, 0]]
+
+
+def test_parts_are_even_and_as_many_on_all_ranks() -> None:
+    ranks = [Loading(8, seed=1, rank=rank, world_size=3, micro_batch_size=2) for rank in range(3)]
+    whole = [GlobalBatchSampler(17, replace(loading, micro_batch_size=None)) for loading in ranks]
+    parts = [PartSampler(GlobalBatchSampler(17, loading)) for loading in ranks]
+    sizes = [[[len(part) for part in batch] for batch in sampler] for sampler in parts]
+    assert sizes == [[[1, 2], [1, 2], [1]], [[1, 2], [1, 2], [0]], [[1, 1], [1, 1], [0]]]
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert len(ours) == len(theirs)
+        assert [list(itertools.chain(*batch)) for batch in ours] == list(theirs)
+
+
+def test_parts_of_a_pass_begin_where_a_resumed_run_begins() -> None:
+    sampler = PartSampler(GlobalBatchSampler(16, Loading(8, seed=1, micro_batch_size=3, start_epoch=2, start_step=1)))
+    sampler.sampler.set_epoch(2)
+    whole = GlobalBatchSampler(16, Loading(8, seed=1))
+    whole.set_epoch(2)
+    assert [list(itertools.chain(*batch)) for batch in sampler] == list(whole)[1:]
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 5), (2, 0), (2, 5), (2, 12)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -27,6 +29,7 @@ from perceiver.config import (
 from perceiver.data.sampling import Loading
 from perceiver.data.text import TextData
 from perceiver.data.text_module import TextDataModule
+from perceiver.sharding import ShardedStrategy, is_sharded, whole
 from perceiver.tasks.base import Task
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
 from perceiver.tasks.text_classifier import TextClassifier
@@ -53,7 +56,7 @@ def make_split(num_texts: int, seed: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def make_data(kind: str, rank: int, world_size: int) -> TextDataModule:
+def make_data(kind: str, rank: int, world_size: int, micro_batch_size: int | None = None) -> TextDataModule:
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[MASK]", *map(str, range(3, VOCAB_SIZE))])}
     texts = TextData(
         class_names=("neg", "pos"),
@@ -66,7 +69,7 @@ def make_data(kind: str, rank: int, world_size: int) -> TextDataModule:
         unlabelled=None,
     )
     masking = MaskingConfig() if kind == "mlm" else None
-    loading = Loading(batch_size=4, seed=0, rank=rank, world_size=world_size)
+    loading = Loading(batch_size=4, seed=0, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
     return TextDataModule(texts, TextDataConfig(length_pool=1), loading, masking)
 
 
@@ -88,42 +91,82 @@ class Gradients(pl.Callback):
         self.losses: list[float] = []
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.requires_grad]
+        gradients = whole([p.grad for p in pl_module.parameters() if p.requires_grad])
         self.gradients.append(torch.cat([g.flatten() for g in gradients]).numpy().copy())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.losses.append(pl_module.step_numbers[0].item())
 
 
-def train(kind: str) -> tuple[np.ndarray, list[float], dict[str, float]]:
-    """Train one epoch on all ranks; return the gradients of all steps, the losses and the evaluation."""
+class Outcome(NamedTuple):
+    """What one epoch of training left: the gradients and losses of all steps, the evaluation, and a checkpoint."""
+
+    gradients: np.ndarray
+    losses: list[float]
+    metrics: dict[str, float]
+    weights: dict[str, np.ndarray]
+    averages: list[np.ndarray]
+
+
+def train(kind: str, strategy: str = "ddp", micro_batch_size: int | None = None) -> Outcome:
+    """Train one epoch on all ranks."""
     warnings.filterwarnings("ignore")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kept = Gradients()
+    several: Any = ShardedStrategy() if strategy == "fsdp" else strategy
     trainer = pl.Trainer(
-        accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", precision="64-true",
+        accelerator="cpu", devices=world_size, strategy=several if world_size > 1 else "auto", precision="64-true",
         max_epochs=1, callbacks=[kept], use_distributed_sampler=False, num_sanity_val_steps=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    task, data = make_task(kind), make_data(kind, rank, world_size)
+    task, data = make_task(kind), make_data(kind, rank, world_size, micro_batch_size)
     trainer.fit(task, datamodule=data)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    state = whole(task.state_dict())
+    averages = [values["exp_avg"].numpy() for values in whole(trainer.optimizers[0].state_dict())["state"].values()]
+    if is_sharded(task):
+        task = make_task(kind)
+        task.load_state_dict(state)
     trainer.test(task, datamodule=data, verbose=False)
     metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return np.stack(kept.gradients), kept.losses, metrics
+    weights = {name: value.numpy() for name, value in state.items()}
+    return Outcome(np.stack(kept.gradients), kept.losses, metrics, weights, averages)
+
+
+@functools.cache
+def trained_alone(kind: str) -> Outcome:
+    """Train in one process."""
+    return train(kind)
+
+
+def assert_alike(ours: Outcome, theirs: Outcome) -> None:
+    np.testing.assert_allclose(ours.gradients, theirs.gradients, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-6)
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
+    assert ours.weights.keys() == theirs.weights.keys()
+    for one, two in zip(ours.averages, theirs.averages, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-12)
+
+
+def train_in_all_ways(kind: str) -> list[Outcome]:
+    """Train with shared gradients and with shared weights, batches whole and in parts."""
+    return [train(kind, strategy, micro) for strategy, micro in itertools.product(("ddp", "fsdp"), (None, 1))]
 
 
 @pytest.mark.parametrize("kind", ["mlm", "classifier"])
 def test_two_workers_compute_the_gradients_losses_and_metrics_of_one(kind: str) -> None:
-    gradients, losses, metrics = train(kind)
-    results = run_distributed(train, 2, kind)
-    assert len(gradients) == 6  # 21 samples in batches of 4: the last batch has 1, so that one rank gets none
-    for other_gradients, other_losses, other_metrics in results:
-        np.testing.assert_allclose(other_gradients, gradients, rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-6)
-        assert other_metrics == pytest.approx(metrics, rel=1e-6)
-    assert metrics["val_samples"] == 7
-    assert metrics["test_samples"] == 5
+    alone = trained_alone(kind)
+    assert len(alone.gradients) == 6  # 21 samples in batches of 4: the last batch has 1, so that one rank gets none
+    for outcome in itertools.chain(*run_distributed(train_in_all_ways, 2, kind)):
+        assert_alike(outcome, alone)
+    assert alone.metrics["val_samples"] == 7
+    assert alone.metrics["test_samples"] == 5
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+@pytest.mark.parametrize("kind", ["mlm", "classifier"])
+def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind: str, micro_batch_size: int) -> None:
+    assert_alike(train(kind, micro_batch_size=micro_batch_size), trained_alone(kind))
 
 
 def test_masked_counts_of_the_two_workers_differ() -> None:
