@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+GIT_COMMIT = "PERCEIVER_GIT_COMMIT"
+"""Environment variable of a job, whose copy of the code has no history, with the commit that it is of."""
 
 
 def origin_tags() -> dict[str, str]:
@@ -17,16 +21,24 @@ def origin_tags() -> dict[str, str]:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a container may run as a user without a name
         tags["mlflow.user"] = "unknown"
-    commit = _git("rev-parse", "HEAD")
+    commit = git_commit()
     if commit:
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
-        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["git_dirty"] = str(bool(_git(".", "status", "--porcelain", "--untracked-files=no"))).lower()
+    elif commit := os.environ.get(GIT_COMMIT, ""):
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
     return tags
 
 
-def _git(*arguments: str) -> str:
+def git_commit(folder: str | Path = ".") -> str:
+    """Return the commit of the checkout that a folder belongs to; nothing if there is none."""
+    return _git(folder, "rev-parse", "HEAD")
+
+
+def _git(folder: str | Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""

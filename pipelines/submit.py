@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from perceiver.errors import UserError
 from pipelines.checks import Check, failure_of
@@ -21,6 +20,7 @@ from pipelines.cluster import check_workers
 from pipelines.cluster_checks import judge_workers
 from pipelines.config import ScalingConfig, stages_of
 from pipelines.jobs import Dashboard, Jobs, LogPrinter, exit_status, is_ended
+from pipelines.origin import GIT_COMMIT, git_commit
 from pipelines.package import Package, make_package
 from pipelines.ray_token import find_token
 from pipelines.storage import Storage, check_run_name
@@ -51,7 +51,9 @@ def submit(command: SubmitCommand) -> int:
     jobs = Jobs(dashboard)
     before = _make_room(jobs, name, dashboard.address)
     entrypoint = shlex.join(["python", "-m", "pipelines", command.command.verb, *command.options])
-    jobs.submit(name, entrypoint, package.runtime_env, _tags(command.command, package.folder))
+    commit = git_commit(package.folder)
+    tags = {"run_name": name, "verb": command.command.verb} | ({"git_commit": commit} if commit else {})
+    jobs.submit(name, entrypoint, _runtime_env(package, commit), tags)
     _print_places(dashboard.address, command.command, package)
     if not command.config.follow:
         _print_commands(dashboard.address, name)
@@ -89,7 +91,7 @@ def _check_there(dashboard: Dashboard, command: Command) -> Iterator[Check]:
         found = f"the cluster at {dashboard.address} runs Ray {version}, but this is Ray {ray.__version__}"
         yield Check("Ray version", "failure", found, "install the version of the other")
     try:
-        yield _check_room(dashboard.resources(), command.run.scaling)
+        yield from _check_room(dashboard.resources(), command.run.scaling)
     except (UserError, KeyError, TypeError, ValueError):
         yield Check("workers", "warning", "the cluster does not tell what it has", "look at its dashboard")
     yield _check_storage(command.run.storage_path)
@@ -98,10 +100,13 @@ def _check_there(dashboard: Dashboard, command: Command) -> Iterator[Check]:
         yield Check("MLflow", "warning", found, "give --tracking.uri, or --tracking.mlflow false")
 
 
-def _check_room(total: dict[str, float], scaling: ScalingConfig) -> Check:
+def _check_room(total: dict[str, float], scaling: ScalingConfig) -> Iterator[Check]:
     use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
+    if scaling.use_gpu is None and not use_gpu:
+        advice = "set scaling.use_gpu to true if GPU nodes start when they are asked for, to false if there are none"
+        yield Check("GPUs", "warning", "the cluster has no GPU now, so that the run would train on CPUs", advice)
     each = {"CPU": float(scaling.cpus_per_worker or 1)} | ({"GPU": 1.0} if use_gpu else {})
-    return judge_workers(scaling, each, total)
+    yield judge_workers(scaling, each, total)
 
 
 def _check_storage(uri: str) -> Check:
@@ -161,16 +166,10 @@ def _follow(jobs: Jobs, name: str, log: LogPrinter, say_how: Callable[[], None])
     return exit_status(job)
 
 
-def _tags(command: Command, folder: Path) -> dict[str, str]:
-    """Return what is to be known of the job: with the commit of the code, if there is one."""
-    tags = {"run_name": command.run.run_name, "verb": command.verb}
-    try:
-        git = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return tags
-    return tags | ({"git_commit": git.stdout.strip()} if git.returncode == 0 else {})
+def _runtime_env(package: Package, commit: str) -> Mapping[str, Any]:
+    """Return the runtime environment of the job, which knows what commit its code is of."""
+    variables = {**(package.runtime_env.get("env_vars") or {}), **({GIT_COMMIT: commit} if commit else {})}
+    return {**package.runtime_env, "env_vars": variables}
 
 
 def _print_places(address: str, command: Command, package: Package) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from perceiver.errors import UserError
 from pipelines.cli import PIPELINES, check_verb, fail, parse_pipeline
+from pipelines.control import stoppable
 from tune.config import SearchConfig
 
 PROGRAM = "python -m tune"
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a search.
 
     Exits with status 0 if all went well, 2 because of a mistake of the user, 1 if no trial came to anything, 130 after
-    Ctrl-C.
+    Ctrl-C or SIGTERM.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -41,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, (config,) = parse_pipeline(verb, options, PROGRAM, [SearchConfig], f"{verb}-search")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from tune.command import run
+        with stoppable():
+            from tune.command import run
 
-        sys.exit(run(command, config))
+            sys.exit(run(command, config))
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 NODE = {"state": "ALIVE", "resources_total": {"CPU": 4.0, "GPU": 1.0}}
+CPU_NODE = {"state": "ALIVE", "resources_total": {"CPU": 4.0}}
 
 
 class Cluster(ThreadingHTTPServer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from pipelines import submit as submit_module
 from pipelines.__main__ import main
-from tests.pipelines.fake_cluster import HERE, NODE, THERE, Cluster
+from pipelines.origin import GIT_COMMIT, git_commit, origin_tags
+from tests.pipelines.fake_cluster import CPU_NODE, HERE, NODE, THERE, Cluster
 from tests.pipelines.mistakes import IMAGES, OPTIONS, TEXTS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -243,6 +245,12 @@ def test_ctrl_c_leaves_the_job_running(
         ),
         ([NODE], {"scaling.num_workers": 2}, "2, each with 1 CPU and 1 GPU, but the cluster has 1 GPU: training waits"),
         ([NODE], {"scaling.num_workers": 2, "scaling.use_gpu": "false"}, ""),
+        (
+            [CPU_NODE],
+            {},
+            "the cluster has no GPU now, so that the run would train on CPUs: set ",
+        ),
+        ([CPU_NODE], {"scaling.use_gpu": "false"}, ""),
         ([{}], {}, "the cluster does not tell what it has: look at its dashboard"),
         (
             [NODE],
@@ -266,6 +274,23 @@ def test_what_is_only_a_warning(
     assert len(jobs.calls) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"warning: {expected}") if expected else not err
+
+
+def test_a_job_knows_the_commit_of_its_code(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    jobs = RecordingJobs()
+    assert run(jobs, command("mlm", project.parent, follow="false"), monkeypatch) == 0
+    ((_, _, _, runtime_env, tags),) = jobs.calls
+    commit = git_commit()
+    assert len(commit) == 40
+    assert tags["git_commit"] == runtime_env["env_vars"][GIT_COMMIT] == commit
+    monkeypatch.chdir(project.parent)  # no checkout, as on the cluster
+    monkeypatch.setenv(GIT_COMMIT, commit)
+    assert origin_tags()["git_commit"] == commit
 
 
 def test_missing_keys_of_a_bucket_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
