@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from perceiver.errors import UserError
 from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 from pipelines.control import stoppable
+from pipelines.models.tools import ToolCommand
 from pipelines.tool_cli import DoctorCommand, SubmitCommand
 
 
@@ -44,6 +45,8 @@ def _execute(argv: Sequence[str]) -> None:
         from pipelines.submit import submit
 
         sys.exit(submit(command))
+    elif isinstance(command, ToolCommand):
+        sys.exit(command.run())
     else:
         _run(command)
 

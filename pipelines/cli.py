@@ -200,12 +200,16 @@ def parse(argv: Sequence[str]) -> Any:
     if verb == "convert":
         return _parse_convert(options)
     if verb == "sync-mlflow":
-        return _parse_sync(options)
+        return parse_options(verb, SyncCommand, options, positional="run")
     if verb in ("doctor", "submit"):
         from pipelines import tool_cli
 
         return tool_cli.parse_doctor(options) if verb == "doctor" else tool_cli.parse_submit(options)
-    check_verb(verb, [*PIPELINES, "doctor", "submit", "convert", "sync-mlflow"])
+    from pipelines.models.tools import TOOLS, parse_tool
+
+    if verb in TOOLS:
+        return parse_tool(verb, options)
+    check_verb(verb, [*PIPELINES, *TOOLS, "doctor", "submit", "convert", "sync-mlflow"])
     return parse_pipeline(verb, options)[0]
 
 
@@ -241,20 +245,32 @@ def parse_pipeline(
     return Command(verb, config, _pick(RunConfig, built)), further
 
 
+def parse_options(
+    verb: str, kind: type, options: Sequence[str], positional: str | None = None, several: bool = False
+) -> Any:
+    """Turn the options of a tool into the dataclass that describes them.
+
+    Args:
+        verb: Name of the tool.
+        kind: The dataclass.
+        options: What follows the verb on the command line.
+        positional: Field whose value needs no name before it.
+        several: Whether that field takes any number of values.
+    """
+    parser = _Parser(verb, kind.__doc__)
+    parser.add_class_arguments(kind, None, skip={positional} if positional else set())
+    if positional:
+        parser.add_argument(positional, type=str, metavar=positional.upper(), nargs="+" if several else None)
+    values = _checked(parser, lambda: parser.parse_args(options))
+    return _checked(parser, lambda: _pick(kind, parser.instantiate(values)), values)
+
+
 def _parse_convert(options: Sequence[str]) -> ConvertCommand:
     parser = _Parser("convert", ConvertCommand.__doc__)
     parser.add_argument("checkpoint", type=str, help="Lightning checkpoint file (.ckpt).")
     parser.add_argument("out", type=str, help="Folder to create.")
     parser.add_class_arguments(ConvertCommand, None, skip={"checkpoint", "out"})
     return _pick(ConvertCommand, parser.parse_args(options))
-
-
-def _parse_sync(options: Sequence[str]) -> SyncCommand:
-    parser = _Parser("sync-mlflow", SyncCommand.__doc__)
-    parser.add_argument("run", type=str, metavar="RUN", help="Folder or URI of a run, or its name in storage_path.")
-    parser.add_class_arguments(SyncCommand, None, skip={"run"})
-    values = _checked(parser, lambda: parser.parse_args(options))
-    return _pick(SyncCommand, _checked(parser, lambda: parser.instantiate(values), values))
 
 
 def _checked(parser: ArgumentParser, make: Callable[[], Any], values: Namespace | None = None) -> Any:

@@ -59,7 +59,7 @@ def make_client(uri: str) -> MlflowClient:
         _check_answers(uri)  # before the import, which takes seconds
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if (database := _database(uri)) is not None:
+    if (database := database_of(uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
@@ -70,11 +70,11 @@ def make_client(uri: str) -> MlflowClient:
 
 def artifact_location(uri: str) -> str | None:
     """Return where a new experiment keeps artifacts: beside an SQLite database; a server decides by itself."""
-    database = _database(uri)
+    database = database_of(uri)
     return None if database is None else (database.parent / "mlartifacts").as_uri()
 
 
-def _database(uri: str) -> Path | None:
+def database_of(uri: str) -> Path | None:
     """Return the file of an SQLite URI."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 

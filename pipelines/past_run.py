@@ -94,10 +94,15 @@ def _read_config(folder: Storage) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_stages(folder: Storage) -> Iterator[PastStage]:
+def stage_names(folder: Storage) -> list[str]:
+    """Return the names of the stages of a run, in the order in which they ran."""
     order = list(SentimentConfig().stages())  # the only pipeline with several
     names = [name for name in folder.names() if (folder / name / STAGE).exists()]
-    for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _read_stages(folder: Storage) -> Iterator[PastStage]:
+    for name in stage_names(folder):
         yield _read_stage(StageFolder(folder, name))
 
 

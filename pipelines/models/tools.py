@@ -1,0 +1,56 @@
+"""The verbs that use trained models: their options, and where each is done.
+
+Nothing here imports torch, so that a command line is checked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from pipelines.cli import parse_options
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A verb.
+
+    Attributes:
+        options: Dataclass of its options; its docstring says what the verb does.
+        function: "module:function" that takes them, and returns an exit status or nothing.
+        positional: Name of the option that needs no dashes, if there is one.
+        several: Whether it takes any number of values.
+    """
+
+    options: type
+    function: str
+    positional: str | None = None
+    several: bool = False
+
+
+TOOLS: dict[str, Tool] = {}
+
+
+@dataclass(frozen=True)
+class ToolCommand:
+    """A parsed command line of one of the verbs."""
+
+    tool: Tool
+    options: Any
+
+    def run(self) -> int:
+        """Do it, and return the exit status.
+
+        Raises:
+            UserError: If the user made a mistake.
+        """
+        module, _, function = self.tool.function.partition(":")
+        return getattr(import_module(module), function)(self.options) or 0
+
+
+def parse_tool(verb: str, options: Sequence[str]) -> ToolCommand:
+    """Turn the options of a verb into a checked command; exits with status 2 and one line if it can't be understood."""
+    tool = TOOLS[verb]
+    return ToolCommand(tool, parse_options(verb, tool.options, options, tool.positional, tool.several))
