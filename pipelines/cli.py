@@ -200,7 +200,7 @@ def parse(argv: Sequence[str]) -> Any:
     if verb == "convert":
         return _parse_convert(options)
     if verb == "sync-mlflow":
-        return parse_options(verb, SyncCommand, options, positional="run")
+        return parse_options(verb, SyncCommand, options, "run", "Folder or URI of a run, or its name in storage_path.")
     if verb in ("doctor", "submit"):
         from pipelines import tool_cli
 
@@ -246,7 +246,7 @@ def parse_pipeline(
 
 
 def parse_options(
-    verb: str, kind: type, options: Sequence[str], positional: str | None = None, several: bool = False
+    verb: str, kind: type, options: Sequence[str], positional: str = "", meaning: str = "", several: bool = False
 ) -> Any:
     """Turn the options of a tool into the dataclass that describes them.
 
@@ -254,13 +254,16 @@ def parse_options(
         verb: Name of the tool.
         kind: The dataclass.
         options: What follows the verb on the command line.
-        positional: Field whose value needs no name before it.
+        positional: Field whose value needs no name before it, if there is one.
+        meaning: What that value is.
         several: Whether that field takes any number of values.
     """
     parser = _Parser(verb, kind.__doc__)
     parser.add_class_arguments(kind, None, skip={positional} if positional else set())
     if positional:
-        parser.add_argument(positional, type=str, metavar=positional.upper(), nargs="+" if several else None)
+        parser.add_argument(
+            positional, type=str, metavar=positional.upper(), help=meaning, nargs="+" if several else None
+        )
     values = _checked(parser, lambda: parser.parse_args(options))
     return _checked(parser, lambda: _pick(kind, parser.instantiate(values)), values)
 

@@ -21,12 +21,14 @@ class Tool:
         options: Dataclass of its options; its docstring says what the verb does.
         function: "module:function" that takes them, and returns an exit status or nothing.
         positional: Name of the option that needs no dashes, if there is one.
+        meaning: What that option is.
         several: Whether it takes any number of values.
     """
 
     options: type
     function: str
-    positional: str | None = None
+    positional: str = ""
+    meaning: str = ""
     several: bool = False
 
 
@@ -53,4 +55,4 @@ class ToolCommand:
 def parse_tool(verb: str, options: Sequence[str]) -> ToolCommand:
     """Turn the options of a verb into a checked command; exits with status 2 and one line if it can't be understood."""
     tool = TOOLS[verb]
-    return ToolCommand(tool, parse_options(verb, tool.options, options, tool.positional, tool.several))
+    return ToolCommand(tool, parse_options(verb, tool.options, options, tool.positional, tool.meaning, tool.several))
