@@ -23,7 +23,7 @@ from perceiver.allocator import keep_freed_memory
 from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
 from perceiver.tasks.base import Task
-from pipelines.build import build
+from pipelines.build import Report, build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig
@@ -53,7 +53,12 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
     started = time.monotonic()
     trainer_config = plan.config.trainer
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
-    found = _agree(_look_back(store) if link.rank == 0 else None, link.world_size)
+
+    def tell(state: dict[str, Any]) -> None:
+        if link.rank == 0:
+            link.report(state)
+
+    found = _agree(_look_back(store, tell) if link.rank == 0 else None, link.world_size)
     start = found or Position()
     loading = Loading(
         batch_size=trainer_config.batch_size,
@@ -63,11 +68,6 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
         start_epoch=start.epoch,
         start_step=start.batch,
     )
-
-    def tell(state: dict[str, Any]) -> None:
-        if link.rank == 0:
-            link.report(state)
-
     task, data = build(plan.config, plan.prepared, loading, _device(link.world_size), tell)
     task.log_gradient_norm = trainer_config.log_gradient_norm
     tell({"parameters": _num_parameters(task)})
@@ -91,10 +91,14 @@ def run_stage(plan: StagePlan, link: Link) -> dict[str, Any]:
     return result
 
 
-def _look_back(store: CheckpointStore) -> Position | None:
+def _look_back(store: CheckpointStore, tell: Report) -> Position | None:
     """Clear away what an attempt that died left half written, and find the checkpoint to go on from."""
     store.storage.delete_leftovers()
-    return store.newest()
+    found, damaged = store.newest_and_damaged()
+    if damaged:
+        goes_on = f"goes on from {found.name}" if found else "starts anew"
+        tell({"note": f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: {goes_on}"})
+    return found
 
 
 def _agree(found: Position | None, world_size: int) -> Position | None:
