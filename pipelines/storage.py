@@ -23,7 +23,7 @@ from perceiver.files import MANIFEST, sync, write_atomic
 
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _ATOMIC_PUT = ("s3", "gcs", "abfs")  # an object appears when its upload is complete, never in part
-_MAX_RUN_NAME = 100
+_MAX_RUN_NAME, _MAX_BYTES = 100, 255  # the bytes are what file systems take
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.(new|old|tmp)")  # the names of what is not yet, or no longer, in place
 
 
@@ -36,6 +36,8 @@ def check_run_name(name: str) -> None:
         reason = f"has {len(name)} characters"
     elif any(character in "/\\" or not character.isprintable() for character in name):
         reason = "has a slash, a backslash or a control character"
+    elif len(name.encode()) > _MAX_BYTES:
+        reason = f"has {len(name.encode())} bytes"
     elif name.startswith("."):
         reason = "begins with a dot"
     elif name != name.strip():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -174,6 +175,18 @@ def before_step(step: int, action: Fault) -> None:
         return training_step(self, *arguments)
 
     Task.training_step = acting  # type: ignore[method-assign]
+
+
+def poison_before_step(step: int) -> None:
+    """Let a weight be no number when a step begins."""
+    training_step = Task.training_step
+
+    def poisoned(self: Task, *arguments: Any) -> Any:
+        if self.trainer.global_step == step - 1:
+            next(self.model.parameters()).data.view(-1)[0] = math.nan
+        return training_step(self, *arguments)
+
+    Task.training_step = poisoned  # type: ignore[method-assign]
 
 
 def die(after: Path | None = None) -> None:

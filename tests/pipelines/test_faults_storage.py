@@ -120,6 +120,19 @@ def test_a_run_whose_disk_is_full_keeps_its_checkpoint_and_goes_on_when_there_is
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow
+def test_a_full_disk_that_mlflow_and_tensorboard_write_to_as_well_is_one_line(
+    whole: Run, small_disk: Path, tmp_path: Path
+) -> None:
+    tracking = {"tracking.mlflow": "true", "tracking.tensorboard": "true"}
+    run, filler = Run(tmp_path, storage=small_disk / "runs", **tracking), small_disk / "filler"
+    outcome = run.run(partial(before_step, 8, partial(fill_disk, filler, 0)))
+    assert_one_line(outcome, "No space left on device")
+    filler.unlink()
+    assert run.run().status == 0
+    assert_same_end(run, whole)
+
+
 def test_a_file_system_that_takes_no_large_file_is_one_line_and_goes_on_later(whole: Run, tmp_path: Path) -> None:
     """As where a quota ends; it needs neither a disk of its own nor the right to mount one."""
     run = Run(tmp_path)
