@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from perceiver.errors import UserError
+from perceiver.files import is_full
 from pipelines.cluster import check_batches, check_cluster, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.lock import check_unlocked, run_lock
@@ -186,10 +186,9 @@ def _space(folder: Storage) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        message = f"{folder} cannot be written ({error.strerror}): free some space, then the same command goes on"
-        raise UserError(message) from error
+        raise UserError(f"{folder} has no space left: free some, then the same command goes on") from error
 
 
 def _keep_story(file: Storage) -> str:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from perceiver.data.cache import new_array
 from perceiver.files import MANIFEST
 from pipelines.checkpoint import STATE, Position
 from pipelines.journal import JournalWriter
@@ -167,8 +169,27 @@ def test_a_command_that_finds_its_disk_full_is_one_line(
     outcome = Run(tmp_path, storage=small_disk / "runs").run()
     assert len(outcome.errors) == 1
     assert outcome.errors == outcome.said.splitlines()[-1:]
-    assert "No space left on device" in outcome.errors[0]
+    assert "no space left" in outcome.errors[0].lower()
     assert outcome.status == status
+
+
+@pytest.mark.parametrize(
+    ("verb", "left"), [("image-classifier", 0), ("image-classifier", 16_384), ("mlm", 0), ("mlm", 16_384)]
+)
+def test_a_cache_whose_disk_is_full_is_one_line(small_disk: Path, tmp_path: Path, verb: str, left: int) -> None:
+    fill_disk(small_disk / "filler", left)
+    run = Run(tmp_path, verb, **{"data.cache_dir": small_disk / "cache", "trainer.max_epochs": 1})
+    outcome = run.run()
+    assert outcome.status == 2
+    expected = f"error: cache_dir {small_disk / 'cache'} has no space left: free some, or choose another folder"
+    assert outcome.said.splitlines() == [expected]
+    (small_disk / "filler").unlink()
+    assert run.run().status == 0
+
+
+def test_space_for_a_mapped_file_is_set_aside_since_a_full_disk_would_kill_who_writes_it(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        new_array(small_disk / "large.npy", np.uint8, (8 * 2**20,))
 
 
 @contextmanager
