@@ -25,7 +25,7 @@ from perceiver.data.sampling import Loading
 from perceiver.saving import save_model
 from perceiver.sharding import ShardedStrategy, is_sharded
 from perceiver.tasks.base import Task
-from pipelines.build import build
+from pipelines.build import Report, build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig, Strategy
@@ -57,7 +57,12 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
     trainer_config = plan.config.trainer
     micro_batch_size = trainer_config.micro_batch_size
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
-    found = _agree(_look_back(store) if link.rank == 0 else None, link.world_size)
+
+    def tell(state: dict[str, Any]) -> None:
+        if link.rank == 0:
+            link.report(state)
+
+    found = _agree(_look_back(store, tell) if link.rank == 0 else None, link.world_size)
     start = found or Position()
     loading = Loading(
         batch_size=trainer_config.batch_size,
@@ -69,11 +74,6 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
         eval_batch_size=None if micro_batch_size is None else micro_batch_size * link.world_size,
         micro_batch_size=micro_batch_size,
     )
-
-    def tell(state: dict[str, Any]) -> None:
-        if link.rank == 0:
-            link.report(state)
-
     task, data = build(plan.config, plan.prepared, loading, _device(link.world_size), tell)
     task.log_gradient_norm = trainer_config.log_gradient_norm
     tell({"parameters": _num_parameters(task)})
@@ -99,10 +99,14 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
     return result
 
 
-def _look_back(store: CheckpointStore) -> Position | None:
+def _look_back(store: CheckpointStore, tell: Report) -> Position | None:
     """Clear away what an attempt that died left half written, and find the checkpoint to go on from."""
     store.storage.delete_leftovers()
-    return store.newest()
+    found, damaged = store.newest_and_damaged()
+    if damaged:
+        goes_on = f"goes on from {found.name}" if found else "starts anew"
+        tell({"note": f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: {goes_on}"})
+    return found
 
 
 def _agree(found: Position | None, world_size: int) -> Position | None:
