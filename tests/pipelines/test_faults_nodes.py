@@ -24,6 +24,8 @@ HEALTH_CHECKS = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
+# The worker that stays may notice the loss before Ray knows of the node's death.
+ONE_LOST = [[f"worker {rank}: {what}"] for rank in (0, 1) for what in ("its node died", "lost another worker")]
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +81,18 @@ def test_a_fixed_number_of_workers_waits_for_another_node_and_says_so(cluster: C
         wait_for(lambda: "waits for 2 workers of 1 CPU each; the cluster has 1 CPU, 0 GPU" in run.log)
         cluster.add_node(num_cpus=1)
         assert process.wait(120) == 0, run.log
-    assert run.reasons() == ["worker 0: its node died"]
+    assert run.reasons() in ONE_LOST
     assert_as_if_undisturbed(run, whole)
 
 
 @pytest.mark.usefixtures("_two_nodes")
 def test_an_elastic_number_of_workers_goes_on_without_the_node(cluster: Cluster, whole: Run) -> None:
-    run = replace(whole, name="smaller", options={"scaling.num_workers": "[1, 2]"})
+    # Ray first tries to start as many workers as before, for so long; with a minute, the default, it ends alike.
+    environment = {**whole.environment, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    run = replace(whole, name="smaller", environment=environment, options={"scaling.num_workers": "[1, 2]"})
     with run.started() as process:
         remove_node_of(cluster, run.wait_for_step(process, 10)[1])
         assert process.wait(120) == 0, run.log
     assert run.worlds() == [2, 1]
-    assert run.reasons() == ["worker 1: its node died"]
+    assert run.reasons() in ONE_LOST
     assert_as_if_undisturbed(run, whole)
