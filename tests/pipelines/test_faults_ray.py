@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from tests.pipelines.ray_faults import (
     STEPS,
@@ -53,13 +54,13 @@ def test_workers_that_are_killed_frozen_or_asleep_are_started_again(whole: Run) 
     assert_as_if_undisturbed(run, whole)
 
 
-def test_a_driver_is_killed_then_stopped_while_ray_has_lost_its_notes_and_a_second_driver_comes(whole: Run) -> None:
+def test_a_driver_is_killed_and_stopped_with_a_torn_snapshot_of_ray_and_a_second_driver(whole: Run) -> None:
     run = replace(whole, name="driver")
     with run.started() as process:
         run.wait_for_step(process, 5)
         process.kill()
         process.wait(10)
-    empty_snapshots_of_ray(run)
+    empty_snapshot_of_ray(run)
 
     run = replace(run, environment={**run.environment, "RAY_ADDRESS": "local"})
     with run.started() as process:
@@ -74,11 +75,10 @@ def test_a_driver_is_killed_then_stopped_while_ray_has_lost_its_notes_and_a_seco
     assert_as_if_undisturbed(run, whole)
 
 
-def empty_snapshots_of_ray(run: Run) -> None:
-    snapshots = list((run.folder / ".ray").rglob("*snapshot*.json"))
-    assert snapshots
-    for snapshot in snapshots:
-        snapshot.write_bytes(b"")
+def empty_snapshot_of_ray(run: Run) -> None:
+    """Leave an empty snapshot, where Ray writes none, since nothing goes through its own reports."""
+    (folder,) = (run.folder / ".ray").iterdir()
+    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_bytes(b"")
 
 
 def assert_second_driver_is_refused(run: Run, holder: int) -> None:
