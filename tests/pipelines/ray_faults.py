@@ -48,7 +48,7 @@ Note = dict[str, Any]
 Ids = dict[int, list[int]]
 
 
-def wait_for(condition: Callable[[], Any], deadline: float = 90.0) -> Any:
+def wait_for(condition: Callable[[], Any], deadline: float = 150.0) -> Any:
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         if result := condition():
@@ -108,7 +108,7 @@ class Run:
     def end(self) -> int:
         """Run the command to its end and return its status."""
         with self.started() as process:
-            return process.wait(120)
+            return process.wait(200)
 
     def notes(self) -> list[Note]:
         lines = [line for file in self._notes.glob("*.jsonl") for line in file.read_text().splitlines()]

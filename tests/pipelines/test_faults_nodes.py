@@ -80,7 +80,7 @@ def test_a_fixed_number_of_workers_waits_for_another_node_and_says_so(cluster: C
         remove_node_of(cluster, run.wait_for_step(process, 10)[0])
         wait_for(lambda: "waits for 2 workers of 1 CPU each; the cluster has 1 CPU, 0 GPU" in run.log)
         cluster.add_node(num_cpus=1)
-        assert process.wait(120) == 0, run.log
+        assert process.wait(200) == 0, run.log
     assert run.reasons() in ONE_LOST
     assert_as_if_undisturbed(run, whole)
 
@@ -92,7 +92,7 @@ def test_an_elastic_number_of_workers_goes_on_without_the_node(cluster: Cluster,
     run = replace(whole, name="smaller", environment=environment, options={"scaling.num_workers": "[1, 2]"})
     with run.started() as process:
         remove_node_of(cluster, run.wait_for_step(process, 10)[1])
-        assert process.wait(120) == 0, run.log
+        assert process.wait(200) == 0, run.log
     assert run.worlds() == [2, 1]
     assert run.reasons() in ONE_LOST
     assert_as_if_undisturbed(run, whole)

@@ -44,7 +44,7 @@ def test_workers_that_are_killed_frozen_or_asleep_are_started_again(whole: Run) 
     with run.started() as process:
         for attempt, (rank, step, fault) in enumerate(faults, start=1):
             os.kill(run.wait_for_step(process, step, attempt)[rank], fault)
-        assert process.wait(180) == 0, run.log
+        assert process.wait(240) == 0, run.log
     killed_first, killed_second, frozen, asleep = run.reasons()
     assert killed_first == "worker 0: its process died"
     assert killed_second == "worker 1: its process died"
