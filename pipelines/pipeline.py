@@ -213,9 +213,10 @@ def _announce(name: str, decision: Decision, folder: StageFolder, progress: List
 
 def _cause(error: BaseException) -> str:
     """Return the innermost message of a failure that passed through Ray, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return _cause(next(iter(failures.values())))
+    if failures := getattr(error, "worker_failures", None):
+        from pipelines.mailbox import first_failure  # imports Ray, whose error this is
+
+        return f"{first_failure(failures)}, and scaling.max_failures allows no more restarts"
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines() or [type(error).__name__]

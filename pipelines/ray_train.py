@@ -141,4 +141,7 @@ class _GroupIfNeeded(TorchConfig):
                 if len(worker_group) > 1:
                     super().on_start(worker_group, backend_config)
 
+            def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                pass  # the processes end, and their group with them; Ray would wait 30 s for one that is frozen
+
         return Backend
