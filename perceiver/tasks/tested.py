@@ -65,12 +65,12 @@ class TokenCounts(NamedTuple):
     """How often each token of the vocabulary was to be restored, and was.
 
     Attributes:
-        count: Times that the token was masked, (vocab_size,).
-        correct: Times that it was the likeliest one, (vocab_size,).
+        masked: Times that the token was masked, (vocab_size,).
+        restored: Times that it was the likeliest one, (vocab_size,).
     """
 
-    count: npt.NDArray[np.int64]
-    correct: npt.NDArray[np.int64]
+    masked: npt.NDArray[np.int64]
+    restored: npt.NDArray[np.int64]
 
 
 class AccuracyPerToken(Metric):

@@ -102,7 +102,7 @@ class Gradients(pl.Callback):
 
 
 class Outcome(NamedTuple):
-    """What one epoch of training left: the gradients, losses and tokens of all steps, the evaluation, and a checkpoint."""
+    """What one epoch of training left: gradients, losses and tokens of all steps, the evaluation and a checkpoint."""
 
     gradients: np.ndarray
     losses: list[float]
@@ -186,10 +186,10 @@ def test_a_test_keeps_the_prediction_for_each_sample() -> None:
 def test_a_test_counts_the_tokens_that_were_masked_and_restored() -> None:
     alone = trained_alone("mlm")
     assert isinstance(alone.tested, TokenCounts)
-    masked = torch.cat([batch["labels"].flatten() for batch in make_data("mlm", 0, 1).test_dataloader()])
-    assert alone.tested.count.tolist() == torch.bincount(masked[masked != -100], minlength=VOCAB_SIZE).tolist()
-    assert (alone.tested.correct <= alone.tested.count).all()
-    assert alone.tested.correct.sum() / alone.tested.count.sum() == pytest.approx(alone.metrics["test_accuracy"])
+    labels = torch.cat([batch["labels"].flatten() for batch in make_data("mlm", 0, 1).test_dataloader()])
+    assert alone.tested.masked.tolist() == torch.bincount(labels[labels != -100], minlength=VOCAB_SIZE).tolist()
+    assert (alone.tested.restored <= alone.tested.masked).all()
+    assert alone.tested.restored.sum() / alone.tested.masked.sum() == pytest.approx(alone.metrics["test_accuracy"])
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
