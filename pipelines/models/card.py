@@ -71,6 +71,7 @@ def render_card(plan: StagePlan, result: Mapping[str, Any], baseline: Baseline) 
         training=_training(plan, result),
         baseline_name=baseline.name,
         figures=_figures(result, baseline),
+        best_epoch=result["best_epoch"],
         select_by=plan.config.trainer.select_by.replace("val_", "validation "),
         validation_is_test=data.validation == "test",
         limits=_limits(config),
@@ -149,7 +150,7 @@ def _architecture(config: ModelConfig, result: Mapping[str, Any]) -> dict[str, s
         ),
         "Heads": f"{encoder.num_cross_attention_heads} cross-attention, {encoder.num_self_attention_heads} "
         f"self-attention, {config.decoder.num_cross_attention_heads} decoder",
-        "Operations per training sample": f"{result['flops_per_sample']:.3g}",
+        "Operations per training sample": f"{result['flops_per_sample'] / 1e6:,.1f} million",
     }
 
 
@@ -159,10 +160,11 @@ def _training(plan: StagePlan, result: Mapping[str, Any]) -> str:
     if isinstance(plan.config, TextClassifierStageConfig) and plan.config.init_from is not None:
         frozen = " was frozen and" if plan.config.freeze_encoder else ""
         start = f" The encoder{frozen} came from another model."
+    epochs = f"{result['epochs']} epoch" + ("s" if result["epochs"] > 1 else "")
     return (
-        f"{result['epochs']} epochs, {result['steps']:,} steps of {trainer.batch_size} samples with "
+        f"{epochs}, {result['steps']:,} steps of {trainer.batch_size} samples with "
         f"{ {'adam': 'Adam', 'adamw': 'AdamW'}[optimizer.name] } and a learning rate of {optimizer.learning_rate:g} "
-        f"({optimizer.schedule}), seed {trainer.seed}; the weights are those of epoch {result['best_epoch']}.{start}"
+        f"({optimizer.schedule}), seed {trainer.seed}.{start}"
     )
 
 

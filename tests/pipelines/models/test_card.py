@@ -49,6 +49,9 @@ def test_the_card_of_a_masked_language_model(tmp_path: Path) -> None:
     assert "| accuracy | 75.00% | 70.00% | 5.00% |\n" in text
     assert "| samples | 56 | 1,056 |  |\n" in text
     assert "first 24 tokens" in text
+    assert "| Operations per training sample | 123.5 million |" in text
+    assert "2 epochs, 1,234 steps of 16 samples with Adam and a learning rate of 0.01 (cosine), seed 0.\n" in text
+    assert "those of epoch 1, which had the best validation loss. The test split took no part in choosing them." in text
     assert 'model.fill(["what a [MASK] film"])' in text
 
 
