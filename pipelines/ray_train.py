@@ -119,7 +119,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     def report(state: dict[str, Any]) -> None:
         mailbox.put.remote(state)
 
-    link = Link(report, WishReader(mailbox), rank, context.get_world_size(), reasons)
+    link = Link(
+        report, WishReader(mailbox), rank, context.get_world_size(), reasons, local_rank=context.get_local_rank()
+    )
     try:
         return run_stage(config["plan"], link, config["strategy"])
     except StoppedError:
