@@ -43,6 +43,7 @@ def first_token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_seq_len: int
 def _is_settled(encoding: Encoding, max_seq_len: int) -> bool:
     """Tell whether the first tokens of a piece of a text are those of the whole text."""
     words = encoding.word_ids
-    if len(words) <= max_seq_len or words[-1] is None or words[max_seq_len - 1] is None:
+    if len(words) <= max_seq_len:
         return False
-    return words[max_seq_len - 1] <= words[-1] - _OPEN_WORDS
+    last_read, last = words[max_seq_len - 1], words[-1]
+    return last_read is not None and last is not None and last_read <= last - _OPEN_WORDS

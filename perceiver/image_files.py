@@ -42,7 +42,7 @@ def read_images(
     if config.image_shape[2] not in _MODES:
         raise UserError(f"the model sees {config.image_shape[2]} channels, which image files don't have: give arrays")
     images = [_read(source, f"image {place + 1}", config, resize) for place, source in enumerate(sources)]
-    values = np.stack(images).astype(np.float32) / 255
+    values: npt.NDArray[np.float32] = np.stack(images).astype(np.float32) / np.float32(255)
     return values * 2 - 1 if config.normalize else values
 
 

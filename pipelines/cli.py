@@ -271,7 +271,9 @@ def parse_options(
     repeated = repeated or {}
     parser.add_class_arguments(kind, None, skip={*repeated, *([positional] if positional else [])})
     for name, help_text in repeated.items():
-        parser.add_argument(f"--{name}", type=str, metavar=name.upper(), help=help_text, nargs="+", action="extend", default=[])
+        parser.add_argument(
+            f"--{name}", type=str, metavar=name.upper(), help=help_text, nargs="+", action="extend", default=[]
+        )
     if positional:
         parser.add_argument(
             positional, type=str, metavar=positional.upper(), help=meaning, nargs="+" if several else None

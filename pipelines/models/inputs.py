@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -210,14 +210,8 @@ def _records(path: Path, wanted: Wanted, offset: int) -> Iterator[tuple[Record, 
     """Yield the records of a file of lines from an offset in bytes on, and the offset after each."""
     with path.open("rb") as stream:
         lines = _Lines(stream, path)
-        match path.suffix.lower():
-            case ".csv":
-                records = _csv_records(lines, wanted, offset)
-            case ".txt":
-                records = _texts(lines, wanted, offset)
-            case _:
-                records = _json_records(lines, wanted, offset)
-        for record in records:
+        read = _READERS[path.suffix.lower()]
+        for record in read(lines, wanted, offset):
             yield record, lines.offset
 
 
@@ -263,6 +257,14 @@ def _json_records(lines: _Lines, wanted: Wanted, offset: int) -> Iterator[Record
         if is_first and isinstance(record, dict):
             check_columns(lines.path, list(record), wanted)
         yield record if isinstance(record, dict) else 'not an object such as {"text": "..."}'
+
+
+_READERS: dict[str, Callable[[_Lines, Wanted, int], Iterator[Record]]] = {
+    ".csv": _csv_records,
+    ".txt": _texts,
+    ".jsonl": _json_records,
+    ".json": _json_records,
+}
 
 
 def check_columns(path: Path, names: Sequence[str], wanted: Wanted) -> None:

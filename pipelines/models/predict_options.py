@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 
+RESULT_COLUMNS = ("file", "row", "label", "probability", "error")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -97,6 +98,10 @@ class BatchPredictConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_actors", "batch_size", "rows_per_shard")
+        if self.id_column in RESULT_COLUMNS:
+            raise ValueError(
+                f"id_column is {self.id_column}, but the predictions have a column of that name: rename it"
+            )
         if not self.input:
             raise ValueError("--input is missing: name files or folders")
         if remote := next((path for path in (*self.input, self.output) if "://" in path), None):
