@@ -129,7 +129,7 @@ def read_rows(path: Path, wanted: Wanted, start: Start | None = None) -> Iterato
             yield Row(str(path), path)
             return
         if path.suffix.lower() in _LINES:
-            records = (record for record, _ in _records(path, wanted, start.offset))
+            records: Iterator[Record] = (record for record, _ in _records(path, wanted, start.offset))
         else:
             from pipelines.models.parquet_input import read_records
 
