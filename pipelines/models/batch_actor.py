@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ class Job:
     """What all shards have in common.
 
     Attributes:
+        model: Folder of the model, on a disk that all actors share.
         wanted: What is read of the input.
         class_names: Classes that the model tells apart.
         output: Folder of the predictions.
@@ -36,6 +36,7 @@ class Job:
         has_gpu: Whether it has a GPU.
     """
 
+    model: str
     wanted: Wanted
     class_names: tuple[str, ...]
     output: str
@@ -68,18 +69,12 @@ class ShardPredictor:
 
     Args:
         job: What they have in common.
-        model: A list with one reference to the content of the files of the model folder, by name.
     """
 
-    def __init__(self, job: Job, model: list[Any]) -> None:
-        import ray
-
+    def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.cpus)
         self.job = job
-        with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
-            for name, content in ray.get(model[0]).items():
-                (Path(folder) / name).write_bytes(content)
-            self.predictor = load(folder, job.batch_size)
+        self.predictor = load(job.model, job.batch_size)
         self.predictor.model.to("cuda" if job.has_gpu else "cpu")
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:

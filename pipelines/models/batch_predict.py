@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,10 @@ from pipelines.models.predict import device_of, kind_of
 from pipelines.models.predict_options import BatchPredictConfig
 from pipelines.models.shards import Shard, divide, fingerprint_of_files, is_written
 from pipelines.models.where import model_folder
+from pipelines.storage import Storage
 
 MANIFEST = "batch.json"
+_MODEL = ".model"  # the actors' copy, while they work
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,30 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
     """
     manifest = json.loads(json.dumps(manifest))
     path = output / MANIFEST
-    try:
+    with _writing(output):
         if path.exists():
-            _compare(output, json.loads(path.read_bytes()), manifest)
+            _compare(output, _read(path), manifest)
             return
         if output.is_dir() and any(output.iterdir()):
             raise UserError(f"output {output} is not empty: name another folder")
         write_atomic(path, (json.dumps(manifest, indent=2) + "\n").encode())
-    except json.JSONDecodeError:
-        raise UserError(f"{path} is damaged: name another folder") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} is damaged: name another output, or delete this one")
+    return manifest
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line about the output."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise UserError(f"output {output} cannot be written ({reason}): mend it or name another folder") from None
@@ -151,7 +169,11 @@ def _compare(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _run(config: BatchPredictConfig, model: _Model, shards: Sequence[Shard], output: Path, identity: str) -> None:
-    begun, rows, errors = time.monotonic(), 0, 0
+    rows, errors = 0, 0
+    with _writing(output):
+        Storage.from_uri(output, "output").delete_leftovers()
+        for name, content in model.files.items():
+            write_atomic(output / _MODEL / name, content)
     with connected(), _progress(sum(shard.rows for shard in shards)) as advance:
         begun = time.monotonic()
         for done in _results(config, model, shards, output, identity):
@@ -160,6 +182,7 @@ def _run(config: BatchPredictConfig, model: _Model, shards: Sequence[Shard], out
             rows, errors = rows + done["rows"], errors + done["errors"]
             advance(done["rows"])
     seconds = time.monotonic() - begun
+    shutil.rmtree(output / _MODEL)
     print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:.0f} a second", file=sys.stderr)
     if errors:
         print(f"note: {errors:,} rows could not be read: the column error says why", file=sys.stderr)
@@ -174,6 +197,7 @@ def _results(
     use_gpu = False if config.device == "cpu" else True if config.device == "cuda" else None
     resources, has_gpu = worker_resources(ScalingConfig(num_workers=config.num_actors, use_gpu=use_gpu))
     job = Job(
+        model=str(output / _MODEL),
         wanted=model.wanted,
         class_names=tuple(model.class_names),
         output=str(output),
@@ -189,7 +213,7 @@ def _results(
     items = [{"shard": shard.to_json()} for shard in shards]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         ShardPredictor,
-        fn_constructor_args=(job, [ray.put(model.files)]),
+        fn_constructor_args=(job,),
         concurrency=config.num_actors,
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),

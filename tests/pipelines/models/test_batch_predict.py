@@ -210,4 +210,8 @@ def test_a_killed_command_goes_on_and_has_the_rows_of_classify_once_each(models:
     assert "shards are there already" in log.read_text()
     assert all(part.stat().st_mtime_ns == made for part, made in survivors.items())
     check_rows(tmp_path / "out", expected, size)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        MANIFEST,
+        *(p.name for p in parts(tmp_path / "out")),
+    }
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]
