@@ -208,8 +208,13 @@ class ImageClassifierConfig:
     """Name of each class, in the order of the labels 0, 1, ..."""
     dropout: float = 0.0
     """Dropout probability of attention weights and of both residual branches."""
+    normalize: bool = True
+    """Whether it takes pixel values in [-1, 1]; otherwise in [0, 1]."""
+    margin: tuple[int, int] = (0, 0)
+    """Height and width that whole images have beyond image_shape: the model sees their centre."""
 
     def __post_init__(self) -> None:
+        _require(min(self.margin) >= 0, "margin", self.margin, "0 or more in each axis")
         _require(min(self.image_shape) >= 1, "image_shape", self.image_shape, "positive in each axis")
         _require_positive(self, "num_frequency_bands")
         _check_classifier(self)

@@ -2,13 +2,17 @@
 
 from perceiver.inference import load
 
-load("runs/sentiment/finetune/model").classify(["what a film", "what a mess"])
+load("runs/sentiment").classify(["what a film", "what a mess"])
+load("runs/digits").classify(["three.png", "seven.png"])
+
+What is cut or resized to fit the model is said to the logger "perceiver", at the level INFO.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -20,7 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from perceiver.config import ImageClassifierConfig, ModelConfig, TextClassifierConfig
 from perceiver.data.tokenizer import MASK_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, vocab_size_of
+from perceiver.encoding import first_token_ids
 from perceiver.errors import UserError
+from perceiver.image_files import read_images
 from perceiver.masking import IGNORED_LABEL
 from perceiver.model import PerceiverIO, PerceiverMLM
 from perceiver.saving import load_model
@@ -68,8 +74,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_seq_len: int) -> tupl
     Returns:
         Token ids (B, M) and the pad mask (B, M), True where there is padding.
     """
-    encodings = tokenizer.encode_batch(list(texts))
-    rows = [torch.tensor((encoding.ids or [_UNK_ID])[:max_seq_len]) for encoding in encodings]
+    rows = [torch.tensor(ids or [_UNK_ID]) for ids in first_token_ids(tokenizer, texts, max_seq_len)]
     ids = pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return ids, torch.arange(ids.shape[1]) >= lengths[:, None]
@@ -173,11 +178,13 @@ class Predictor:
         model, tokenizer = self.model, self._tokenizer()
         return self._in_batches(_checked_texts(texts), lambda batch: fill_masks(model, tokenizer, batch, k))
 
-    def classify(self, inputs: Sequence[str] | np.ndarray) -> list[Prediction]:
+    def classify(self, inputs: Sequence[Any] | np.ndarray, resize: bool = True) -> list[Prediction]:
         """Return the class of each text, or of each image.
 
         Args:
-            inputs: Texts, or images (B, height, width, channels) with the values that the model was trained on.
+            inputs: Texts; image files, by path or as their bytes; or images (B, height, width, channels) with the
+                values that the model was trained on.
+            resize: Whether image files of another size are resized, or refused.
 
         Raises:
             UserError: If the model is not a classifier, or the inputs are not of its kind.
@@ -187,7 +194,9 @@ class Predictor:
             raise UserError("this model doesn't classify: load the model/ folder of a classifier stage")
         if isinstance(config, TextClassifierConfig):
             inputs = _checked_texts(inputs)
-        rows = self._in_batches(inputs, self._probabilities)
+        elif isinstance(inputs, str | bytes):
+            raise UserError("the inputs are one image file: give a list of them")
+        rows = self._in_batches(inputs, lambda batch: self._probabilities(batch, resize))
         return [_prediction(config.class_names, row) for row in rows]
 
     def _in_batches(self, inputs: Sequence[Any] | np.ndarray, predict: Callable[[list[Any]], list[T]]) -> list[T]:
@@ -200,14 +209,17 @@ class Predictor:
             results |= zip(places, predict([inputs[place] for place in places]), strict=True)
         return [results[place] for place in range(len(inputs))]
 
-    def _probabilities(self, inputs: Sequence[Any]) -> list[list[float]]:
+    def _probabilities(self, inputs: Sequence[Any], resize: bool) -> list[list[float]]:
+        arguments = self._arguments(inputs, resize)
         with evaluating(self.model):
-            probabilities: list[list[float]] = self.model(*self._arguments(inputs)).float().softmax(dim=-1).tolist()
+            probabilities: list[list[float]] = self.model(*arguments).float().softmax(dim=-1).tolist()
         return probabilities
 
-    def _arguments(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    def _arguments(self, inputs: Sequence[Any], resize: bool) -> tuple[Tensor, ...]:
         """Turn a batch of inputs into what the classifier is called with."""
         if isinstance(self.config, ImageClassifierConfig):
+            if all(isinstance(source, str | bytes | PathLike) for source in inputs):
+                inputs = list(read_images(inputs, self.config, resize))
             arguments: tuple[Tensor, ...] = (_checked_images(inputs, self.config.image_shape),)
         else:
             arguments = encode(self._tokenizer(), list(inputs), self.config.max_seq_len)
@@ -242,10 +254,10 @@ def _prediction(class_names: Sequence[str], probabilities: list[float]) -> Predi
 
 
 def load(folder: str | Path, batch_size: int = 32) -> Predictor:
-    """Load a model folder for use.
+    """Load a model for use.
 
     Args:
-        folder: A model/ folder.
+        folder: A model/ folder, or the folder of a stage or of a run, whose last stage counts.
         batch_size: Inputs per forward pass.
 
     Raises:

@@ -15,6 +15,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model as save_safetensors
@@ -29,6 +30,7 @@ from perceiver.files import read_manifest, write_manifest
 from perceiver.model import PerceiverIO, PerceiverMLM
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
+MODEL, RUN_CONFIG = "model", "config.yaml"  # in the folder of a stage, and in that of a run
 
 TASKS: dict[str, type] = {
     "masked_language_model": MaskedLanguageModelConfig,
@@ -175,13 +177,43 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return load_tokenizer(path) if path.exists() else None
 
 
+def find_model_folder(folder: Path) -> Path:
+    """Return the model folder that a folder is or holds: a stage's own, or that of a run's last stage.
+
+    Args:
+        folder: A model/ folder, or the folder of a stage or of a run.
+
+    Raises:
+        UserError: If a run has several models, and its settings don't tell which is the last.
+    """
+    for place in (folder, folder / MODEL):
+        if (place / CONFIG).is_file():
+            return place
+    stages = {path.parent.parent.name: path.parent for path in folder.glob(f"*/{MODEL}/{CONFIG}")}
+    if len(stages) <= 1:
+        return next(iter(stages.values()), folder)
+    order = [name for name in _settings(folder) if name in stages]
+    if not order:
+        raise UserError(f"{folder} holds the models of {', '.join(sorted(stages))}: name the folder of one")
+    return stages[order[-1]]
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """Return the settings of a run, in which stages are in their order."""
+    try:
+        settings = yaml.safe_load((run / RUN_CONFIG).read_bytes())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def load_model(folder: str | Path) -> SavedModel:
-    """Load a model folder.
+    """Load a model folder, or that of a stage or a run.
 
     Raises:
         UserError: If the folder holds no model or its files are damaged.
     """
-    folder = Path(folder)
+    folder = find_model_folder(Path(folder).expanduser())
     config = read_config(folder)
     read_manifest(folder)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NoReturn
@@ -47,6 +47,8 @@ tools:
   doctor [VERB]     say what a run would use and what is wrong with it
   submit VERB       let a Ray cluster run a pipeline
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
+  predict           classify texts or images, or fill masks, with a trained model
+  batch-predict     classify files that may not fit in memory, on Ray actors
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
@@ -249,7 +251,13 @@ def parse_pipeline(
 
 
 def parse_options(
-    verb: str, kind: type, options: Sequence[str], positional: str = "", meaning: str = "", several: bool = False
+    verb: str,
+    kind: type,
+    options: Sequence[str],
+    positional: str = "",
+    meaning: str = "",
+    several: bool = False,
+    repeated: Mapping[str, str] | None = None,
 ) -> Any:
     """Turn the options of a tool into the dataclass that describes them.
 
@@ -260,9 +268,15 @@ def parse_options(
         positional: Field whose value needs no name before it, if there is one.
         meaning: What that value is.
         several: Whether that field takes any number of values.
+        repeated: Fields whose options take any number of texts, and what these are.
     """
     parser = _Parser(verb, kind.__doc__)
-    parser.add_class_arguments(kind, None, skip={positional} if positional else set())
+    repeated = repeated or {}
+    parser.add_class_arguments(kind, None, skip={*repeated, *([positional] if positional else [])})
+    for name, help_text in repeated.items():
+        parser.add_argument(
+            f"--{name}", type=str, metavar=name.upper(), help=help_text, nargs="+", action="extend", default=[]
+        )
     if positional:
         parser.add_argument(
             positional, type=str, metavar=positional.upper(), help=meaning, nargs="+" if several else None

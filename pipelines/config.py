@@ -254,8 +254,10 @@ class ImageClassifierStageConfig:
     def __post_init__(self) -> None:
         self.model((1, 1, 1), ("0", "1"))
 
-    def model(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> ImageClassifierConfig:
-        """Describe the model for images (height, width, channels) and these classes."""
+    def model(
+        self, image_shape: tuple[int, int, int], class_names: tuple[str, ...], margin: tuple[int, int] = (0, 0)
+    ) -> ImageClassifierConfig:
+        """Describe the model for images (height, width, channels) with a margin around them, and these classes."""
         return ImageClassifierConfig(
             encoder=self.encoder,
             decoder=self.decoder,
@@ -263,6 +265,8 @@ class ImageClassifierStageConfig:
             num_frequency_bands=self.num_frequency_bands,
             class_names=class_names,
             dropout=self.dropout,
+            normalize=self.data.normalize,
+            margin=margin,
         )
 
 

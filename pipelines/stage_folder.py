@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from perceiver.errors import UserError
 from perceiver.files import DamagedFolderError, read_manifest
 from pipelines.config import RunConfig, StageConfig
-from pipelines.stages import Prepared, settings_with_effect
 from pipelines.storage import Storage
+
+if TYPE_CHECKING:  # for it imports the libraries that read data, which takes seconds
+    from pipelines.stages import Prepared
 
 STAGE, CONFIG, MODEL, ERROR, SUPERSEDED = "stage.json", "config.yaml", "model", "error.txt", "superseded"
 CHECKPOINTS = "checkpoints"
@@ -117,6 +119,8 @@ class StageFolder:
         return result
 
     def _write(self, config: StageConfig, prepared: Prepared, status: str, result: Mapping[str, Any]) -> None:
+        from pipelines.stages import settings_with_effect
+
         state = {
             "status": status,
             "fingerprint": prepared.fingerprint,
@@ -143,6 +147,8 @@ def plain(value: Any) -> Any:
 
 def _difference(state: Mapping[str, Any], config: StageConfig, prepared: Prepared) -> str:
     """Say which settings changed, or else that the data or the input model did."""
+    from pipelines.stages import settings_with_effect
+
     before, now = _flat(state["settings"]), _flat(plain(settings_with_effect(config)))
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:

@@ -118,7 +118,7 @@ def prepare(config: StageConfig) -> Prepared:
     """
     if isinstance(config, ImageClassifierStageConfig):
         images = prepare_images(config.data)
-        model: ModelConfig = config.model(images.input_shape, images.class_names)
+        model: ModelConfig = config.model(images.input_shape, images.class_names, images.margin)
         return Prepared(model, None, images.fingerprint, fingerprint(config, images.fingerprint), False)
     source, tokenizer, input_fingerprint = None, None, ""
     if isinstance(config, TextClassifierStageConfig) and config.init_from is not None:

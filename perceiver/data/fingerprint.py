@@ -6,10 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:  # for it takes seconds
+    import datasets
 
 _BLOCK_BYTES = 1 << 20
 

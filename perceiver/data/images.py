@@ -55,6 +55,11 @@ class ImageData:
     validation: ImageSplit
     test: ImageSplit
 
+    @property
+    def margin(self) -> tuple[int, int]:
+        """Height and width that cropping takes away."""
+        return self.image_shape[0] - self.input_shape[0], self.image_shape[1] - self.input_shape[1]
+
 
 def prepare_images(config: ImageDataConfig) -> ImageData:
     """Find, check, split and decode images; decoded ones are kept below config.cache_dir.

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from perceiver.data.sources import one_line
-from perceiver.errors import UserError
+from perceiver.errors import UserError, one_line
 
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -84,6 +83,9 @@ def decode_image(content: bytes | Path, description: str) -> Pixels:
                 raise UserError(f"{description} has more than 8 bits per channel: save it with 8 bits")
             mode = "L" if image.mode in GREY_MODES else "RGB"
             pixels = np.asarray(image.convert(mode))
-    except (OSError, SyntaxError) as error:  # Pillow reports some damaged files as a SyntaxError
+    # Pillow reports some damaged files as a SyntaxError
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{description} cannot be read as an image ({one_line(error)}): mend or remove it") from None
     return pixels.reshape(*pixels.shape[:2], -1)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from perceiver.errors import UserError
+from perceiver.errors import UserError, one_line
 from perceiver.random import Stream, permutation
 
 FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
@@ -194,12 +194,6 @@ def limited(split: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     if limit is None or limit >= len(split):
         return split
     return split.select(np.sort(permutation((_SPLIT_SEED, Stream.LIMIT), len(split))[:limit]))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an error on one line of moderate length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _load_from_hub(name: str, forms: str) -> datasets.DatasetDict:

@@ -5,12 +5,13 @@ Nothing here imports torch, so that a command line is checked at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from pipelines.cli import parse_options
+from pipelines.models.predict_options import INPUT_HELP, TEXT_HELP, BatchPredictConfig, PredictConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Tool:
         positional: Name of the option that needs no dashes, if there is one.
         meaning: What that option is.
         several: Whether it takes any number of values.
+        repeated: Options that take any number of texts, and what they are.
     """
 
     options: type
@@ -30,9 +32,15 @@ class Tool:
     positional: str = ""
     meaning: str = ""
     several: bool = False
+    repeated: Mapping[str, str] = field(default_factory=dict)
 
 
-TOOLS: dict[str, Tool] = {}
+TOOLS: dict[str, Tool] = {
+    "predict": Tool(PredictConfig, "pipelines.models.predict:predict", repeated={"text": TEXT_HELP}),
+    "batch-predict": Tool(
+        BatchPredictConfig, "pipelines.models.batch_predict:batch_predict", repeated={"input": INPUT_HELP}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -55,4 +63,5 @@ class ToolCommand:
 def parse_tool(verb: str, options: Sequence[str]) -> ToolCommand:
     """Turn the options of a verb into a checked command; exits with status 2 and one line if it can't be understood."""
     tool = TOOLS[verb]
-    return ToolCommand(tool, parse_options(verb, tool.options, options, tool.positional, tool.meaning, tool.several))
+    parsed = parse_options(verb, tool.options, options, tool.positional, tool.meaning, tool.several, tool.repeated)
+    return ToolCommand(tool, parsed)

@@ -190,7 +190,7 @@ MISTAKES = [
     (MLM, "fill", [3], "give a list of strings"),
     (TEXT_CLASSIFIER, "classify", "a film", "give a list of strings"),
     (TEXT_CLASSIFIER, "classify", np.zeros((1, 4, 5, 3)), "give a list of strings"),
-    (IMAGE_CLASSIFIER, "classify", ["a film"], "the inputs are not images"),
+    (IMAGE_CLASSIFIER, "classify", ["a film"], "cannot be read as an image"),
     (IMAGE_CLASSIFIER, "classify", np.zeros((4, 5, 3)), r"images have the shape \(5, 3\), but must have \(4, 5, 3\)"),
     (IMAGE_CLASSIFIER, "classify", [np.zeros((4, 5, 3)), np.zeros((5, 4, 3))], "the inputs are not images"),
 ]

@@ -1,0 +1,156 @@
+"""`python -m pipelines predict`: what a trained model says about texts or images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig, ModelConfig
+from perceiver.data.tokenizer import MASK_TOKEN
+from perceiver.errors import UserError
+from perceiver.inference import Predictor, load
+from perceiver.saving import read_config
+from pipelines.models.inputs import Kind, Row, Wanted, find_files, read_rows
+from pipelines.models.notes import notes
+from pipelines.models.outputs import Result, columns_of, output_of
+from pipelines.models.predict_options import Device, PredictConfig
+from pipelines.models.where import model_folder
+
+_BATCHES = 16  # that are read before they are sorted by length and predicted
+_TOP_K = 5
+
+
+def predict(config: PredictConfig) -> int:
+    """Predict, and print or write what came out.
+
+    Returns:
+        The exit status: 130 after Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: If the model, the input or the output can't be used; no file is written then.
+    """
+    try:
+        with notes() as logger:
+            _predict(config, logger)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _predict(config: PredictConfig, logger: logging.Logger) -> None:
+    if config.input is not None and not Path(config.input).expanduser().exists():
+        raise UserError(f"{config.input} does not exist: correct the path (relative ones start from {Path.cwd()})")
+    device = device_of(config.device)
+    with model_folder(config.model, config.tracking_uri) as folder:
+        model = read_config(folder)
+        _check_task(config, model)
+        rows = _nonempty(_rows(config, kind_of(model)), config)
+        columns = columns_of("path" if kind_of(model) == "image" else "text", getattr(model, "class_names", None))
+        with output_of(config.output, config.format, columns) as write:
+            predictor = load(folder, config.batch_size)
+            predictor.model.to(device)
+            one_by_one = config.input is None and not config.text and sys.stdin.isatty()
+            for some in _chunks(rows, 1 if one_by_one else config.batch_size * _BATCHES):
+                write(_results(predictor, some, config, logger))
+
+
+def kind_of(model: ModelConfig) -> Kind:
+    """Return what a model reads."""
+    return "image" if isinstance(model, ImageClassifierConfig) else "text"
+
+
+def device_of(name: Device) -> torch.device:
+    """Return the device that an option names.
+
+    Raises:
+        UserError: If it is a GPU that is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but this machine has no GPU that PyTorch can use: set --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_task(config: PredictConfig, model: ModelConfig) -> None:
+    if config.top_k is not None and not isinstance(model, MaskedLanguageModelConfig):
+        raise UserError(f"model {config.model} is a classifier, which has no --top_k: leave it out, or name an mlm run")
+    if kind_of(model) == "image" and config.input is None:
+        raise UserError(f"model {config.model} reads images, not texts: name images with --input, or another model")
+
+
+def _rows(config: PredictConfig, kind: Kind) -> Iterator[Row]:
+    """Yield what is to be predicted."""
+    if config.text:
+        return (Row(text, text) for text in config.text)
+    if config.input is None:
+        if sys.stdin.isatty():
+            print("note: a text per line; Ctrl-D ends", file=sys.stderr)
+        return (Row(text, text) for text in _standard_input())
+    wanted = Wanted(kind, config.text_column if kind == "text" else config.image_column)
+    return chain.from_iterable(read_rows(file, wanted) for file in find_files([config.input], kind))
+
+
+def _standard_input() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"standard input, line {number}: not UTF-8: convert it to UTF-8") from None
+        if text.strip():
+            yield text
+
+
+def _nonempty(rows: Iterator[Row], config: PredictConfig) -> Iterator[Row]:
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{config.input or 'the standard input'} is empty: there is nothing to predict")
+    return chain([first], rows)
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def _results(predictor: Predictor, rows: Sequence[Row], config: PredictConfig, logger: logging.Logger) -> list[Result]:
+    """Predict for some rows.
+
+    Raises:
+        UserError: If a row can't be used.
+    """
+    if broken := next((row.error for row in rows if row.error), None):
+        raise UserError(broken)
+    contents: list[Any] = [row.content for row in rows]
+    if isinstance(predictor.config, MaskedLanguageModelConfig):
+        return _fills(predictor, contents, config.top_k or _TOP_K, logger)
+    if kind_of(predictor.config) == "text":
+        if masked := next((text for text in contents if MASK_TOKEN in text), None):
+            raise UserError(
+                f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies: name the model of an mlm stage"
+            )
+        return [{"text": row.name, **p} for row, p in zip(rows, predictor.classify(contents), strict=True)]
+    predictions = predictor.classify(contents, config.resize)
+    return [{"path": row.name, **p} for row, p in zip(rows, predictions, strict=True)]
+
+
+def _fills(predictor: Predictor, texts: Sequence[str], k: int, logger: logging.Logger) -> list[Result]:
+    results = predictor.fill(texts, k)
+    if any(not result["fills"] for result in results):
+        logger.info("a text without %s that the model reads has no fills", MASK_TOKEN)
+    return [
+        {
+            "text": result["text"],
+            "fills": [[{"token": t, "probability": p} for t, p in fills] for fills in result["fills"]],
+        }
+        for result in results
+    ]
