@@ -46,6 +46,7 @@ pipelines:
 tools:
   doctor [VERB]     say what a run would use and what is wrong with it
   submit VERB       let a Ray cluster run a pipeline
+  compare           say how runs differ: settings, metrics, and the samples they predict differently
   export            write a trained model as ONNX, or as a program of torch.export
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
