@@ -93,7 +93,7 @@ def export_program(outputs: Outputs, config: ModelConfig, batch_size: int | None
         config: What it was built from.
         batch_size: The inputs of a call (none: any number).
     """
-    whole = copy.deepcopy(outputs)
+    whole = copy.deepcopy(outputs).requires_grad_(False)
     whole.model.encoder.input_adapter = WholeInputs(whole.model.encoder.input_adapter)
     example = random_inputs(config, batch_size or _EXAMPLE_BATCH, _EXAMPLE_LENGTH)
     with torch.no_grad():
