@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from perceiver.config import TextDataConfig
 from perceiver.errors import UserError
-from perceiver.saving import CONFIG, dataclass_from_dict
+from perceiver.saving import CONFIG
 from pipelines.past_run import PastStage
 from pipelines.stage_folder import MODEL
 
@@ -191,8 +191,8 @@ def _texts(stage: PastStage, labels: IntArray, ids: Sequence[int]) -> tuple[Sequ
     from perceiver.data.text import split_text
 
     try:
-        test = split_text(dataclass_from_dict(TextDataConfig, data)).test
-    except (UserError, OSError) as error:
+        test = split_text(TextDataConfig(**data)).test
+    except (TypeError, ValueError, OSError) as error:
         return nothing, f"the texts can't be read again: {error}"
     if not np.array_equal(test["label"][:], labels):
         return nothing, f"the texts of {data['path']} have changed since"
