@@ -97,10 +97,10 @@ def export_program(outputs: Outputs, config: ModelConfig, batch_size: int | None
     whole.model.encoder.input_adapter = WholeInputs(whole.model.encoder.input_adapter)
     example = random_inputs(config, batch_size or _EXAMPLE_BATCH, _EXAMPLE_LENGTH)
     with torch.no_grad():
-        return torch.export.export(whole, example, dynamic_shapes=_dynamic_shapes(config, batch_size))
+        return torch.export.export(whole, example, dynamic_shapes=dynamic_shapes(config, batch_size))
 
 
-def _dynamic_shapes(config: ModelConfig, batch_size: int | None) -> dict[str, dict[int, Dim]]:
+def dynamic_shapes(config: ModelConfig, batch_size: int | None) -> dict[str, dict[int, Dim]]:
     """Return the axes of each input whose size is left open."""
     axes = {0: Dim("batch", min=1)} if batch_size is None else {}
     if isinstance(config, ImageClassifierConfig):

@@ -24,7 +24,15 @@ from torch.export import ExportedProgram
 
 from perceiver.config import ModelConfig
 from perceiver.errors import UserError
-from perceiver.export import check_inputs, export_program, input_names, interface_of, output_name, outputs_of
+from perceiver.export import (
+    check_inputs,
+    dynamic_shapes,
+    export_program,
+    input_names,
+    interface_of,
+    output_name,
+    outputs_of,
+)
 from perceiver.saving import CONFIG, TOKENIZER, SavedModel, config_to_json, load_model, task_name
 from pipelines.models.tools import ExportOptions
 from pipelines.models.where import model_folder
@@ -107,7 +115,8 @@ def texts_of(saved: SavedModel, batch_size: int | None) -> dict[str, str]:
 
 def _write(file: Path, program: ExportedProgram, saved: SavedModel, options: ExportOptions) -> Run:
     """Write a program in the format wanted, and return what runs the file."""
-    texts = texts_of(saved, None if options.batch == "dynamic" else options.batch)
+    batch_size = None if options.batch == "dynamic" else options.batch
+    texts = texts_of(saved, batch_size)
     if options.format == "torch-export":
         torch.export.save(program, file, extra_files=texts)
         return torch.export.load(file).module()
@@ -117,6 +126,7 @@ def _write(file: Path, program: ExportedProgram, saved: SavedModel, options: Exp
         input_names=names,
         output_names=[output_name(saved.config)],
         opset_version=options.opset,
+        dynamic_shapes=dynamic_shapes(saved.config, batch_size),
         dynamo=True,
         verbose=False,
     )
