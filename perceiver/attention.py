@@ -34,7 +34,7 @@ class KeyValue(NamedTuple):
 
     def attend(self, q: Tensor, pad_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
         """Let queries (B or 1, H, Q, channels per head) attend to the inputs; see perceiver.attention.attend."""
-        return attend(q.expand(len(self.keys), -1, -1, -1), self.keys, self.values, pad_mask, dropout_p)
+        return attend(q.expand(self.keys.shape[0], -1, -1, -1), self.keys, self.values, pad_mask, dropout_p)
 
 
 class ProjectedInputs(Protocol):

@@ -46,6 +46,8 @@ pipelines:
 tools:
   doctor [VERB]     say what a run would use and what is wrong with it
   submit VERB       let a Ray cluster run a pipeline
+  compare           say how runs differ: settings, metrics, and the samples they predict differently
+  export            write a trained model as ONNX, or as a program of torch.export
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
   predict           classify texts or images, or fill masks, with a trained model
   batch-predict     classify files that may not fit in memory, on Ray actors

@@ -149,7 +149,7 @@ def _difference(state: Mapping[str, Any], config: StageConfig, prepared: Prepare
     """Say which settings changed, or else that the data or the input model did."""
     from pipelines.stages import settings_with_effect
 
-    before, now = _flat(state["settings"]), _flat(plain(settings_with_effect(config)))
+    before, now = flat(state["settings"]), flat(plain(settings_with_effect(config)))
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         shown = [f"{name} {before.get(name)} -> {now[name]}" for name in changed[:3]]
@@ -157,8 +157,9 @@ def _difference(state: Mapping[str, Any], config: StageConfig, prepared: Prepare
     return "other data" if state["data_fingerprint"] != prepared.data_fingerprint else "another input model"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    values: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values

@@ -31,6 +31,8 @@ def sync(command: SyncCommand) -> None:
     """
     try:
         folder = find_run(command.run, Storage.from_uri(command.storage_path))
+        if (folder / _SEARCH).exists():
+            raise UserError(f"{folder} is a search: its own command with --resume true sends what MLflow lacks")
         with run_lock(folder):  # who trains the run notes in the same tracking.json what was sent
             _sync(command, read_run(folder))
     except OSError as error:
@@ -68,8 +70,6 @@ def find_run(name: str, storage: Storage) -> Storage:
         close = difflib.get_close_matches(name, storage.names(), n=1) if is_name else []
         hint = f"did you mean {close[0]}?" if close else "name the folder of a run, or a run in --storage_path"
         raise UserError(f"there is no run {places[0]}: {hint}")
-    if (folder / _SEARCH).exists():
-        raise UserError(f"{folder} is a search: its own command with --resume true sends what MLflow lacks")
     if (folder / STAGE).exists():
         raise UserError(f"{folder} is a stage: name its run, {folder.parent}")
     return folder

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from pipelines.cli import parse_options
+from pipelines.models.compare_options import CompareOptions
+from pipelines.models.export_options import ExportOptions
 from pipelines.models.predict_options import INPUT_HELP, TEXT_HELP, BatchPredictConfig, PredictConfig
 
 
@@ -40,6 +42,14 @@ TOOLS: dict[str, Tool] = {
     "batch-predict": Tool(
         BatchPredictConfig, "pipelines.models.batch_predict:batch_predict", repeated={"input": INPUT_HELP}
     ),
+    "compare": Tool(
+        CompareOptions,
+        "pipelines.models.compare:compare",
+        "runs",
+        "Folders or URIs of runs, or their names in storage_path; the first is what the others are compared with.",
+        several=True,
+    ),
+    "export": Tool(ExportOptions, "pipelines.models.export:export"),
 }
 
 
