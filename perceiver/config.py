@@ -208,6 +208,8 @@ class ImageClassifierConfig:
     """Name of each class, in the order of the labels 0, 1, ..."""
     dropout: float = 0.0
     """Dropout probability of attention weights and of both residual branches."""
+    normalize: bool = True
+    """Whether it takes pixel values in [-1, 1]; otherwise in [0, 1]."""
 
     def __post_init__(self) -> None:
         _require(min(self.image_shape) >= 1, "image_shape", self.image_shape, "positive in each axis")

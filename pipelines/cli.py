@@ -48,6 +48,9 @@ tools:
   submit VERB       let a Ray cluster run a pipeline
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
+  register RUN      give a trained model to MLflow's model registry, as the candidate
+  promote NAME      make the candidate of the registry the champion, if it is better
+  serve             answer HTTP requests with a trained model
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
 """

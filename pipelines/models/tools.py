@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from pipelines.cli import parse_options
+from pipelines.models.registry_options import PromoteOptions, RegisterOptions
+from pipelines.models.serve_options import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,16 @@ class Tool:
     several: bool = False
 
 
-TOOLS: dict[str, Tool] = {}
+TOOLS: dict[str, Tool] = {
+    "register": Tool(
+        RegisterOptions,
+        "pipelines.models.register:register",
+        "model",
+        "A run's folder, whose last stage counts; a stage's folder; a model/ folder; or runs:/RUN_ID/model.",
+    ),
+    "promote": Tool(PromoteOptions, "pipelines.models.promote:promote", "name", "Name in the registry."),
+    "serve": Tool(ServeOptions, "pipelines.models.serve:serve"),
+}
 
 
 @dataclass(frozen=True)
