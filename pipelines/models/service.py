@@ -1,6 +1,8 @@
-"""One copy of a model behind HTTP: the deployment that Ray Serve runs, with its routes and its batches."""
+"""One copy of a model behind HTTP: the deployment that Ray Serve runs, with its routes and its batches.
 
-from __future__ import annotations
+Annotations are evaluated here, unlike elsewhere: FastAPI reads them after Ray has copied the functions to another
+process, where it doesn't find the names in strings.
+"""
 
 import asyncio
 import tempfile
