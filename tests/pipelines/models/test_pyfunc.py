@@ -1,4 +1,4 @@
-"""What MLflow gets of a model: it predicts what the model predicts, needs no checkout, and nothing in it is a pickle."""
+"""What MLflow gets of a model: it predicts what the model does, needs no checkout, and nothing in it is a pickle."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def test_signature_example_and_requirements_say_how_to_use_it(written: tuple[str
     assert "python_model" not in yaml.safe_load((pyfunc / "MLmodel").read_text())["flavors"]["python_function"]
 
 
+@pytest.mark.slow
 def test_it_loads_without_the_checkout(written: tuple[str, Path, Path], tmp_path: Path) -> None:
     code = (
         "import mlflow, sys; m = mlflow.pyfunc.load_model(sys.argv[1]); import perceiver.inference as i;"
