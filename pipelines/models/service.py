@@ -1,7 +1,7 @@
 """One copy of a model behind HTTP: the deployment that Ray Serve runs, with its routes and its batches.
 
-Annotations are evaluated here, unlike elsewhere: FastAPI reads them after Ray has copied the functions to another
-process, where it doesn't find the names in strings.
+Ray copies the class by value to another process, as it is when the decorators see it. So what it calls is defined above
+it, and annotations are evaluated here, unlike elsewhere: FastAPI reads them there, where it finds no names in strings.
 """
 
 import asyncio
@@ -105,6 +105,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _fills(found: Mapping[str, Any], top_k: int) -> dict[str, Any]:
+    fills = [[{"token": token, "probability": p} for token, p in mask[:top_k]] for mask in found["fills"]]
+    return {"text": found["text"], "fills": fills}
+
+
 @serve.deployment
 @serve.ingress(app)
 class Service:
@@ -172,8 +177,3 @@ class Service:
             return [_fills(text, top_k) for text, (_, top_k) in zip(found, batch, strict=True)]
         arguments = model_inputs(inputs, config) if isinstance(config, ImageClassifierConfig) else inputs
         return cast(list[dict[str, Any]], self._predictor.classify(arguments))
-
-
-def _fills(found: Mapping[str, Any], top_k: int) -> dict[str, Any]:
-    fills = [[{"token": token, "probability": p} for token, p in mask[:top_k]] for mask in found["fills"]]
-    return {"text": found["text"], "fills": fills}
