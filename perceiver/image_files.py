@@ -14,6 +14,7 @@ import PIL.Image
 from perceiver.config import ImageClassifierConfig
 from perceiver.data.raw_images import Pixels, decode_image
 from perceiver.errors import UserError
+from perceiver.pictures import model_inputs
 
 _logger = logging.getLogger(__name__)
 _MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
@@ -42,8 +43,7 @@ def read_images(
     if config.image_shape[2] not in _MODES:
         raise UserError(f"the model sees {config.image_shape[2]} channels, which image files don't have: give arrays")
     images = [_read(source, f"image {place + 1}", config, resize) for place, source in enumerate(sources)]
-    values: npt.NDArray[np.float32] = np.stack(images).astype(np.float32) / np.float32(255)
-    return values * 2 - 1 if config.normalize else values
+    return model_inputs(images, config)
 
 
 def _read(source: ImageFile, name: str, config: ImageClassifierConfig, resize: bool) -> Pixels:

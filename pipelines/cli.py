@@ -52,6 +52,9 @@ tools:
   predict           classify texts or images, or fill masks, with a trained model
   batch-predict     classify files that may not fit in memory, on Ray actors
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
+  register RUN      give a trained model to MLflow's model registry, as the candidate
+  promote NAME      make the candidate of the registry the champion, if it is better
+  serve             answer HTTP requests with a trained model
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
 """

@@ -97,6 +97,12 @@ def check_no_password(uri: str | None) -> None:
         )
 
 
+def check_registry_name(option: str, name: str) -> None:
+    """Raise a ValueError unless MLflow's model registry takes a name."""
+    if not re.fullmatch(r"\w[\w.-]{0,199}", name):
+        raise ValueError(f"{option} is {name!r}, but must be 1 to 200 letters, digits, dots, underscores and hyphens")
+
+
 @dataclass(frozen=True)
 class TrackingConfig:
     """Where metrics go beside the result's own metrics.jsonl."""
@@ -109,9 +115,15 @@ class TrackingConfig:
     """MLflow tracking URI, unless MLFLOW_TRACKING_URI is set (null: mlflow.db in storage_path)."""
     tensorboard: bool = True
     """Whether TensorBoard files are written beside the metrics."""
+    register: str | None = None
+    """Name in MLflow's model registry under which the last stage's model becomes the candidate (null: none)."""
 
     def __post_init__(self) -> None:
         check_no_password(self.uri)
+        if self.register is not None:
+            check_registry_name("register", self.register)
+            if not self.mlflow:
+                raise ValueError(f"register is {self.register}, but mlflow is false, so that there is no registry")
 
 
 @dataclass(frozen=True)

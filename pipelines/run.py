@@ -43,6 +43,10 @@ def run(command: Command) -> list[StageOutcome]:
     finally:
         progress.close()
     print_summary(str(folder), [*map(_row, outcomes), *rows], _commands(pipeline, outcomes))
+    if command.run.tracking.register is not None:
+        from pipelines.models.register import register_outcome
+
+        register_outcome(outcomes[-1].folder, command.run, storage)
     return outcomes
 
 

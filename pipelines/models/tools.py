@@ -14,6 +14,8 @@ from pipelines.cli import parse_options
 from pipelines.models.compare_options import CompareOptions
 from pipelines.models.export_options import ExportOptions
 from pipelines.models.predict_options import INPUT_HELP, TEXT_HELP, BatchPredictConfig, PredictConfig
+from pipelines.models.registry_options import PromoteOptions, RegisterOptions
+from pipelines.models.serve_options import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ TOOLS: dict[str, Tool] = {
         several=True,
     ),
     "export": Tool(ExportOptions, "pipelines.models.export:export"),
+    "register": Tool(
+        RegisterOptions,
+        "pipelines.models.register:register",
+        "model",
+        "A run's folder, whose last stage counts; a stage's folder; a model/ folder; or runs:/RUN_ID/model.",
+    ),
+    "promote": Tool(PromoteOptions, "pipelines.models.promote:promote", "name", "Name in the registry."),
+    "serve": Tool(ServeOptions, "pipelines.models.serve:serve"),
 }
 
 

@@ -41,6 +41,11 @@ def model_folder(where: str, tracking_uri: str | None = None) -> Iterator[Path]:
         yield Path(folder)
 
 
+def mlflow_uri(tracking_uri: str | None = None) -> str:
+    """Return where MLflow is: as given, else MLFLOW_TRACKING_URI, else mlflow.db in ./runs."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').absolute()}"
+
+
 def find_model(where: str) -> Storage:
     """Return the model folder that a path or URI leads to.
 
@@ -65,7 +70,7 @@ def _stages(run: Storage) -> list[Storage]:
 
 def _download(where: str, tracking_uri: str | None, folder: str) -> Path:
     """Fetch what MLflow has, and return the model folder in it."""
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').absolute()}"
+    uri = mlflow_uri(tracking_uri)
     shown = without_secrets(uri)
     if (database := database_of(uri)) is not None and not database.exists():
         raise UserError(f"model is {where}, but there is no MLflow at {shown}: set --tracking_uri")

@@ -1,0 +1,144 @@
+"""`python -m pipelines serve`: a trained model behind HTTP, on Ray Serve."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig, ModelConfig
+from perceiver.errors import UserError
+from perceiver.files import MANIFEST, read_manifest
+from perceiver.saving import read_config
+from pipelines.cluster import connected, own_resources
+from pipelines.mlflow_client import without_secrets
+from pipelines.models.serve_options import ServeOptions
+from pipelines.models.where import model_folder
+
+_APPLICATION = "perceiver"
+_STOP_SECONDS = 2.0
+_BATCHES_AT_ONCE = 4  # one is computed, one is collected, and there is room for requests that are read and answered
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one replica has."""
+
+    device: str
+    cpus: int
+
+    def options(self) -> dict[str, float]:
+        return {"num_cpus": self.cpus, "num_gpus": float(self.device == "cuda")}
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve a model until Ctrl-C or SIGTERM, and return the exit status.
+
+    Raises:
+        UserError: If the model, the address or the resources can't be had; found before Ray starts.
+    """
+    _check_address(options.host, options.port)
+    own = own_resources()
+    share = None if own is None else _share(options, own)
+    with model_folder(options.model, options.tracking_uri) as folder:
+        config = read_config(folder)
+        files = {name: (folder / name).read_bytes() for name in [*read_manifest(folder)["files"], MANIFEST]}
+    if not _is_loopback(options.host):
+        print(f"warning: whoever reaches {options.host} may ask, for there is no authentication", file=sys.stderr)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with connected():
+            _start(options, files, share)
+            print(_welcome(options, config), flush=True)
+            try:
+                threading.Event().wait()
+            finally:
+                if own is None:
+                    _withdraw()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    return 0
+
+
+def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share | None) -> None:
+    """Start the application, and wait until it answers."""
+    import ray
+    from ray import serve
+
+    from pipelines.models.service import Limits, Service
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    share = share or _share(options, ray.cluster_resources())
+    limits = Limits(options.max_batch_size, options.batch_wait_ms / 1000, options.max_inputs, options.max_bytes)
+    serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
+    deployment = Service.options(  # type: ignore[attr-defined]
+        num_replicas=options.num_replicas,
+        ray_actor_options=share.options(),
+        max_ongoing_requests=max(_BATCHES_AT_ONCE * options.max_batch_size, 64),
+        graceful_shutdown_timeout_s=_STOP_SECONDS,
+        max_constructor_retry_count=1,
+    )
+    name = without_secrets(options.model)
+    application = deployment.bind(ray.put(dict(files)), name, limits, share.device, share.cpus)
+    serve.run(application, name=_APPLICATION, route_prefix="/")
+
+
+def _withdraw() -> None:
+    """Take the application from a cluster that goes on."""
+    from ray import serve
+
+    serve.delete(_APPLICATION)
+
+
+def _share(options: ServeOptions, total: Mapping[str, float]) -> _Share:
+    """Return what each replica has of a cluster.
+
+    Raises:
+        UserError: If there is not enough for all of them.
+    """
+    cores, gpus, replicas = int(total.get("CPU", 1)), int(total.get("GPU", 0)), options.num_replicas
+    device = options.device if options.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and gpus < replicas:
+        raise UserError(f"num_replicas is {replicas} with device cuda, but there are {gpus} GPUs: set --device cpu")
+    if replicas > cores:
+        raise UserError(f"num_replicas is {replicas}, but there are {cores} cores: ask for fewer")
+    return _Share(device, cores // replicas)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise a UserError unless this machine can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+            probe.bind(address)
+            probe.listen()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"can't listen at host {host}, port {port} ({reason}): choose another --host or --port"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _welcome(options: ServeOptions, config: ModelConfig) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{options.port}"
+    if isinstance(config, ImageClassifierConfig):
+        data = '"{\\"images\\": [\\"$(base64 -w0 PICTURE.png)\\"]}"'
+    else:
+        text = "i have watched this [MASK]" if isinstance(config, MaskedLanguageModelConfig) else "what a film"
+        data = shlex.quote(f'{{"texts": ["{text}"]}}')
+    return f"{without_secrets(options.model)} answers at {url}, Ctrl-C ends it; try\n  curl {url}/predict -d {data}"

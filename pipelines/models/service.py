@@ -1,0 +1,179 @@
+"""One copy of a model behind HTTP: the deployment that Ray Serve runs, with its routes and its batches.
+
+Ray copies the class by value to another process, as it is when the decorators see it. So what it calls is defined above
+it, and annotations are evaluated here, unlike elsewhere: FastAPI reads them there, where it finds no names in strings.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve
+from starlette.exceptions import HTTPException
+
+from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig
+from perceiver.inference import Predictor, load
+from perceiver.pictures import Pixels, model_inputs
+from perceiver.saving import task_name
+from pipelines.models.messages import (
+    Answer,
+    ErrorAnswer,
+    FillsQuestion,
+    Health,
+    ImagesQuestion,
+    Info,
+    RefusedError,
+    TextsQuestion,
+    read_question,
+)
+
+app = FastAPI(title="Perceiver IO", redoc_url=None)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": meaning}
+    for status, meaning in ((400, "not JSON"), (413, "too large"), (422, "can't be answered"))
+}
+_QUESTION = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [kind.model_json_schema() for kind in (TextsQuestion, FillsQuestion, ImagesQuestion)]
+                }
+            }
+        },
+    }
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a copy of the model takes.
+
+    Attributes:
+        max_batch_size: Inputs that are computed together at most.
+        batch_wait_seconds: How long an input waits for others.
+        max_inputs: Inputs in a request at most.
+        max_bytes: Bytes in a request at most.
+    """
+
+    max_batch_size: int
+    batch_wait_seconds: float
+    max_inputs: int
+    max_bytes: int
+
+
+def _error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": reason}, status, dict(headers or {}))
+
+
+@app.exception_handler(HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """Answer wrong paths and methods."""
+    hint = {404: "there is only /health, /info, /predict and /docs", 405: f"{request.method} is not for this path"}
+    return _error(error.status_code, hint.get(error.status_code, str(error.detail)), error.headers)
+
+
+@app.exception_handler(RefusedError)
+async def _refused(_: Request, error: RefusedError) -> JSONResponse:
+    return _error(error.status, str(error))
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a request's body, but no more of it than is allowed.
+
+    Raises:
+        RefusedError: If it is larger.
+    """
+    refusal = RefusedError(413, f"the request is larger than {max_bytes} bytes")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise refusal
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise refusal
+    return bytes(body)
+
+
+def _fills(found: Mapping[str, Any], top_k: int) -> dict[str, Any]:
+    fills = [[{"token": token, "probability": p} for token, p in mask[:top_k]] for mask in found["fills"]]
+    return {"text": found["text"], "fills": fills}
+
+
+@serve.deployment
+@serve.ingress(app)
+class Service:
+    """A copy of a model that answers.
+
+    Args:
+        files: Reference to the content of the model folder's files by name.
+        name: Where the model is from.
+        limits: What it takes.
+        device: cpu or cuda.
+        threads: Threads that compute.
+    """
+
+    def __init__(self, files: ray.ObjectRef, name: str, limits: Limits, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory(prefix="perceiver-served-") as folder:
+            for file, content in ray.get(files).items():
+                (Path(folder) / file).write_bytes(content)
+            self._predictor: Predictor = load(folder, limits.max_batch_size)
+        self._predictor.model.to(device)
+        self._name = name
+        self._limits = limits
+        self._compute.set_max_batch_size(limits.max_batch_size)
+        self._compute.set_batch_wait_timeout_s(limits.batch_wait_seconds)
+
+    @app.get("/health")
+    async def health(self) -> Health:
+        """Say that the server can answer."""
+        return Health()
+
+    @app.get("/info")
+    async def info(self) -> Info:
+        """Say what is served."""
+        config = self._predictor.config
+        return Info(
+            model=self._name,
+            task=task_name(config),
+            classes=None if isinstance(config, MaskedLanguageModelConfig) else list(config.class_names),
+            image_shape=list(config.image_shape) if isinstance(config, ImageClassifierConfig) else None,
+            max_seq_len=None if isinstance(config, ImageClassifierConfig) else config.max_seq_len,
+            max_inputs=self._limits.max_inputs,
+            max_bytes=self._limits.max_bytes,
+        )
+
+    @app.post("/predict", responses=_ERRORS, openapi_extra=_QUESTION)
+    async def predict(self, request: Request) -> Answer:
+        """Predict: {"texts": [...]}, of a masked language model also {"top_k": 5}; or {"images": [...]}."""
+        body = await read_body(request, self._limits.max_bytes)
+        # In a thread, because pictures are decoded: meanwhile others are answered.
+        inputs, top_k = await asyncio.to_thread(read_question, body, self._predictor.config, self._limits.max_inputs)
+        predictions = await asyncio.gather(*(self._compute((x, top_k)) for x in inputs))
+        return Answer.model_validate({"predictions": predictions})
+
+    @serve.batch
+    async def _compute(self, batch: list[tuple[str | Pixels, int]]) -> list[dict[str, Any]]:
+        """Predict for inputs of several requests together, each with the fills that are wanted."""
+        return await asyncio.to_thread(self._predict, batch)
+
+    def _predict(self, batch: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
+        config = self._predictor.config
+        inputs = [x for x, _ in batch]
+        if isinstance(config, MaskedLanguageModelConfig):
+            most = max(top_k for _, top_k in batch)
+            found = self._predictor.fill(inputs, most)
+            return [_fills(text, top_k) for text, (_, top_k) in zip(found, batch, strict=True)]
+        arguments = model_inputs(inputs, config) if isinstance(config, ImageClassifierConfig) else inputs
+        return cast(list[dict[str, Any]], self._predictor.classify(arguments))
