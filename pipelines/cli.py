@@ -47,6 +47,7 @@ tools:
   doctor [VERB]     say what a run would use and what is wrong with it
   submit VERB       let a Ray cluster run a pipeline
   convert           turn a checkpoint of krasserm/perceiver-io into a model folder
+  report RUN        draw report.html, the page of a run, again
   sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.

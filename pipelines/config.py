@@ -109,6 +109,8 @@ class TrackingConfig:
     """MLflow tracking URI, unless MLFLOW_TRACKING_URI is set (null: mlflow.db in storage_path)."""
     tensorboard: bool = True
     """Whether TensorBoard files are written beside the metrics."""
+    report: bool = True
+    """Whether report.html, the page of the run, and its pictures are drawn at the end."""
 
     def __post_init__(self) -> None:
         check_no_password(self.uri)

@@ -32,7 +32,24 @@ class Tool:
     several: bool = False
 
 
-TOOLS: dict[str, Tool] = {}
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draw a run, or draw it again: report.html and pictures/ in its folder, and in MLflow if that has the run."""
+
+    run: str
+    """Folder or URI of a run, or its name in storage_path."""
+    storage_path: str = "runs"
+    """Folder or URI of all results."""
+
+
+TOOLS: dict[str, Tool] = {
+    "report": Tool(
+        ReportOptions,
+        "pipelines.report.command:report",
+        positional="run",
+        meaning="Folder or URI of a run, or its name in storage_path.",
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""`python -m pipelines report`: the page of a run, drawn again from its folder."""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.lock import run_lock
+from pipelines.models.tools import ReportOptions
+from pipelines.past_run import read_run
+from pipelines.report.write import publish
+from pipelines.sink import REPORT
+from pipelines.storage import Storage
+from pipelines.sync import find_run
+
+
+def report(options: ReportOptions) -> int:
+    """Write the report of a run, and return the exit status: 1 if it could not be written.
+
+    Raises:
+        UserError: If there is no such run, or it is being trained.
+    """
+    folder = find_run(options.run, Storage.from_uri(options.storage_path))
+    with run_lock(folder):
+        written = publish(read_run(folder), lambda line: print(line, file=sys.stderr, flush=True))
+    if written:
+        print(folder / REPORT)
+    return 0 if written else 1
