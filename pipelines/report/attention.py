@@ -17,7 +17,7 @@ from pipelines.report.sources import Sources
 
 _INPUTS = 3
 _LATENTS = 5
-_MOST_TOKENS = 36
+_MOST_TOKENS = 28
 _READ_MOST = "Shown are the latents that the output reads most, those it reads most first."
 
 

@@ -14,6 +14,7 @@ from pipelines.report.parts import BLUE, GREY, MissingSourceError, Picture, new_
 from pipelines.report.sources import Predictions, Sources
 
 _BINS = 10
+_FEW = 4
 _MOST_NUMBERS = 12  # classes whose numbers fit into the cells
 _MOST_NAMES = 40
 
@@ -23,16 +24,15 @@ def confusion(sources: Sources) -> list[Picture]:
     predictions, names = sources.predictions, [shortened(name, 14) for name in sources.class_names]
     counts = confusion_matrix(predictions.labels, predictions.predicted, labels=np.arange(len(names)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 3.4 if len(names) <= 4 else 4.8
-    axes = new_axes("prediction", "label", (side + 0.4, side))
+    axes = new_axes("prediction", "label", (4.8, 3.1 if len(names) <= _FEW else 4.4))
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _MOST_NAMES:
-        turned = 90 if max(map(len, names)) > 3 and len(names) > 4 else 0
+        turned = 90 if max(map(len, names)) > 3 and len(names) > _FEW else 0
         axes.set_xticks(range(len(names)), names, rotation=turned)
         axes.set_yticks(range(len(names)), names)
     if len(names) <= _MOST_NUMBERS:
-        size = 9 if len(names) <= 4 else 6.5
+        size = 9 if len(names) <= _FEW else 6.5
         for (row, column), share in np.ndenumerate(shares):
             color = "white" if share > 0.6 else "#2d3748"
             text = f"{share:.0%}\n{counts[row, column]:,}" if counts[row, column] else ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from pipelines.past_run import PastStage
@@ -29,14 +30,14 @@ def comparison(folder: Storage, stages: Sequence[PastStage]) -> list[Picture]:
     if not tested or len(tested) + len(baselines) < 2:
         return []
     bars = [(name, value, BLUE, half_interval(value, count)) for name, (value, count) in tested.items()]
-    bars += [(name, value, GREY, 0.0) for name, value in baselines.items()]
+    bars += [(name, value, GREY, math.nan) for name, value in baselines.items()]
     axes = new_axes("test accuracy", size=(4.8, 0.9 + 0.42 * len(bars)))
     names, values, colors, errors = zip(*reversed(bars), strict=True)
     places = range(len(bars))
     axes.barh(places, values, color=colors, height=0.65)
     axes.errorbar(values, places, xerr=errors, fmt="none", ecolor="#1a202c", capsize=2, linewidth=1)
     for place, value, error in zip(places, values, errors, strict=True):
-        axes.text(value + error + 0.012, place, f"{value:.1%}", va="center", fontsize=9)
+        axes.text(value + np.nan_to_num(error) + 0.012, place, f"{value:.1%}", va="center", fontsize=9)
     axes.set_yticks(places, [shortened(name, 28) for name in names])
     axes.set_xlim(0, 1.14)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -47,5 +48,5 @@ def comparison(folder: Storage, stages: Sequence[PastStage]) -> list[Picture]:
 
 
 def half_interval(accuracy: float, samples: float | None) -> float:
-    """Return how far the true accuracy may be from a measured one, at 95 %."""
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / samples) if samples else 0.0
+    """Return how far the true accuracy may be from a measured one, at 95 %; NaN where the samples were not counted."""
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / samples) if samples else math.nan
