@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from perceiver.errors import UserError
 from pipelines.lock import run_lock
 from pipelines.models.tools import ReportOptions
 from pipelines.past_run import read_run
@@ -19,9 +20,13 @@ def report(options: ReportOptions) -> int:
     Raises:
         UserError: If there is no such run, or it is being trained.
     """
-    folder = find_run(options.run, Storage.from_uri(options.storage_path))
-    with run_lock(folder):
-        written = publish(read_run(folder), lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        folder = find_run(options.run, Storage.from_uri(options.storage_path))
+        with run_lock(folder):
+            written = publish(read_run(folder), lambda line: print(line, file=sys.stderr, flush=True))
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{options.run} cannot be used ({reason}): check its name and its permissions") from None
     if written:
         print(folder / REPORT)
     return 0 if written else 1

@@ -38,11 +38,11 @@ def test_the_code_travels_and_little_else() -> None:
     package = package_of_the_repository()
     assert package.size < 1024**2
     for folder in ("perceiver", "pipelines", "tune"):
-        files = [path for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+        files = [path for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".yaml", ".j2")]
         assert {path.relative_to(REPOSITORY).as_posix() for path in files} <= package.files
     assert {name.split("/")[0] for name in package.files if not name.endswith(".yaml")} <= {
         "perceiver", "pipelines", "tune"}  # fmt: skip
-    assert all(name.endswith((".py", ".yaml")) for name in package.files)
+    assert all(name.endswith((".py", ".yaml", ".j2")) for name in package.files)
 
 
 def test_runtime_environment_is_one_that_ray_takes() -> None:
