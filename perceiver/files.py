@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -38,6 +39,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(target.parent)
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether an error, of the operating system or of a library that passes its words on, is a lack of space."""
+    text = os.strerror(errno.ENOSPC)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or text in str(error)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -3,12 +3,14 @@
 model.safetensors   parameters
 config.json         {"task": ..., the fields of the model's configuration}
 tokenizer.json      for texts
+README.md           what the model is, for people (where a pipeline trained it)
 manifest.json       size and sha256 of each file
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -26,7 +28,7 @@ from perceiver.errors import UserError
 from perceiver.files import read_manifest, write_manifest
 from perceiver.model import PerceiverIO, PerceiverMLM
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 
 TASKS: dict[str, type] = {
     "masked_language_model": MaskedLanguageModelConfig,
@@ -117,7 +119,13 @@ def _shown(value: Any) -> str:
     return json.dumps(value)[:80]
 
 
-def save_model(folder: str | Path, model: nn.Module, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+def save_model(
+    folder: str | Path,
+    model: nn.Module,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write a model folder; its manifest comes last, so that a torn folder is noticed.
 
     Args:
@@ -125,6 +133,7 @@ def save_model(folder: str | Path, model: nn.Module, config: ModelConfig, tokeni
         model: The network.
         config: What it was built from.
         tokenizer: Tokenizer of its texts; None for images.
+        texts: Further files by their names, such as README.md.
 
     Raises:
         UserError: If the folder holds anything.
@@ -137,6 +146,8 @@ def save_model(folder: str | Path, model: nn.Module, config: ModelConfig, tokeni
     (folder / CONFIG).write_text(config_to_json(config), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(str(folder / TOKENIZER))
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
     write_manifest(folder, task=task_name(config))
 
 

@@ -1,10 +1,15 @@
-"""What a text classifier has to beat: always naming the commonest class, and a linear model of word counts."""
+"""What a model has to beat: naming the commonest class or token every time, and a linear model of word counts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.integer]
 
 
 def text_baselines(
@@ -31,6 +36,28 @@ def text_baselines(
         predicted = _tfidf_predictions(train_texts, train_labels, test_texts)
         accuracies["tfidf_logistic_regression"] = float(accuracy_score(test_labels, predicted))
     return accuracies
+
+
+def majority_accuracy(train_labels: IntArray, test_labels: IntArray) -> float:
+    """Return the accuracy on the test labels (m,) of naming the commonest of the training labels (n,), from 0 on."""
+    return float((test_labels == np.bincount(train_labels).argmax()).mean())
+
+
+def unigram_baseline(train_counts: IntArray, masked_counts: IntArray) -> tuple[float, float]:
+    """Return accuracy and loss of a masked language model that knows how common tokens are, and nothing of the text.
+
+    Args:
+        train_counts: How often each token is in the training texts, (vocab_size,); 0 for those that are never masked.
+        masked_counts: How often each was masked in the test, (vocab_size,), at least one of them.
+
+    Returns:
+        The share of the commonest token among those that were masked, and the mean cross-entropy in nats of
+        predictions in proportion to the counts, each of them one higher.
+    """
+    total = masked_counts.sum()
+    log_probabilities = np.log((train_counts + 1) / (train_counts + 1).sum())
+    accuracy = masked_counts[train_counts.argmax()] / total
+    return float(accuracy), float(-(masked_counts * log_probabilities).sum() / total)
 
 
 def _tfidf_predictions(

@@ -181,11 +181,14 @@ class StageCallback(pl.Callback):
         now = time.monotonic()
         seconds = max(now - self._flushed, 1e-9)
         rate = len(records) * self.config.batch_size / seconds
+        rates = {"samples_per_second": round(rate, 2)}
+        if self._steps.num_tokens:
+            rates["tokens_per_second"] = round(self._steps.num_tokens / seconds, 1)
         assert isinstance(trainer.train_dataloader, ReadAheadLoader)
         data, checkpoints = self._waited.since(trainer.train_dataloader.seconds_waited, self.checkpoints.seconds_waited)
         waits = {"data_wait": round(data / seconds, 4), "checkpoint_wait": round(checkpoints / seconds, 4)}
         for record in records:
-            self._write({**record, "samples_per_second": round(rate, 2), **waits})
+            self._write({**record, **rates, **waits})
         self._flushed = now
         self._report(trainer, phase="training", loss=records[-1]["loss"], samples_per_second=rate)
 

@@ -6,6 +6,7 @@ holds its sha256 and where in the training it was taken. The manifest is written
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ from pipelines.control import HOW_TO_CONVERGE, DivergedError
 from pipelines.storage import Storage
 
 STATE = "state.ckpt"
+
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class CheckpointStore:
 
         def write(folder: Path) -> None:
             folder.mkdir()
-            torch.save(state, folder / STATE)
+            _save(state, folder / STATE)
             write_manifest(folder, **asdict(position))
 
         _check_finite(state)
@@ -83,19 +86,35 @@ class CheckpointStore:
         self._prune(position.name)
 
     def load(self, position: Position) -> dict[str, Any]:
-        """Read a checkpoint; nothing in it is unpickled but tensors and plain containers."""
+        """Read a checkpoint; nothing in it is unpickled but tensors and plain containers.
+
+        Raises:
+            DamagedFolderError: If it is damaged, or holds anything else.
+        """
         with self._verified(position.name) as folder:
-            return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                place = self.storage / position.name
+        raise DamagedFolderError(
+            f"{place / STATE} holds more than tensors, which could run code: delete {place}, then the same command "
+            "goes on from the checkpoint before it"
+        )
 
     def newest(self) -> Position | None:
         """Return the newest checkpoint whose files are whole, or None."""
+        return self.newest_and_damaged()[0]
+
+    def newest_and_damaged(self) -> tuple[Position | None, list[str]]:
+        """Return the newest checkpoint whose files are whole, and the names of newer ones, whose files are not."""
+        damaged: list[str] = []
         for name in reversed(self._names()):
             try:
                 with self._verified(name) as folder:
-                    return self._position(read_manifest(folder, verify=False))
+                    return self._position(read_manifest(folder, verify=False)), damaged
             except DamagedFolderError:
-                continue
-        return None
+                damaged.append(name)
+        return None, damaged
 
     def load_best(self) -> tuple[Position, dict[str, Any]]:
         """Read the checkpoint with the best validation metric, the earliest of equals, of those that are whole.
@@ -208,6 +227,19 @@ class StoreIO(CheckpointIO):
         """Delete the checkpoint of a name."""
         self.wait()
         (self.store.storage / Path(path).name).delete()
+
+
+def _save(state: Mapping[str, Any], file: Path) -> None:
+    """Write a state; where that fails, the operating system says why, as torch does not."""
+    try:
+        torch.save(state, file)
+    except RuntimeError:
+        try:
+            with file.open("ab") as end:
+                end.write(bytes(_PROBE_BYTES))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.parents[1])) from None
+        raise
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,8 @@ _REPHRASED = (  # what jsonargparse says, and what we say
     (r"expected str(.*) but got (.+)", r"expected text\1 but got \2: put quotes around it"),
     (r" got $", " got nothing"),
 )
+_PASSWORD = re.compile(r"\w://[^/@\s]*:[^/@\s]*@")
+_KEY = re.compile(r"\w://\S*[?&][^=&]*(secret|password|token|credential|sig|key)[^=&]*=", re.IGNORECASE)
 _UNKNOWN = (
     r"^unrecognized arguments: ([^\s=]+)",
     r"^Option '(.+)' is not accepted",
@@ -240,6 +242,7 @@ def parse_pipeline(
     parser = pipeline_parser(verb, program, others, run_name)
     values = _checked(parser, lambda: parser.parse_args(options))
     _check_complete(parser, values)
+    _check_secrets(values)
     built = _checked(parser, lambda: parser.instantiate(values), values)
     config = _checked(parser, lambda: _pick(PIPELINES[verb], built), values)
     further = tuple(_checked(parser, partial(_pick, kind, built), values) for kind in others)
@@ -305,6 +308,16 @@ def _check_complete(parser: ArgumentParser, values: Namespace) -> None:
             parser.error(f"{group} has to hold options such as {name}: indent them below it, or remove it")
         if values.get(name) is None and default is not None:
             parser.error(f"{name} has no value: give one, or remove it")
+
+
+def _check_secrets(values: Namespace) -> None:
+    """Refuse a password or key in an option, but for MLflow's URI, which has a check of its own."""
+    for name, value in values.items():
+        if isinstance(value, str) and name != "tracking.uri" and (_PASSWORD.search(value) or _KEY.search(value)):
+            fail(
+                f"{name} holds a password or key, which config.yaml, MLflow and jobs would show: leave it out, and set "
+                "it in the environment"
+            )
 
 
 def _pick(kind: type, values: Namespace) -> Any:

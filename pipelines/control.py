@@ -56,6 +56,7 @@ class Link:
         rank: This worker's number.
         world_size: Number of workers.
         reasons: Why earlier attempts of this driver ended, in order.
+        local_rank: This worker's number among those of its node.
     """
 
     report: Callable[[dict[str, Any]], None]
@@ -63,6 +64,7 @@ class Link:
     rank: int = 0
     world_size: int = 1
     reasons: tuple[str, ...] = ()
+    local_rank: int = 0
 
     @property
     def is_alone(self) -> bool:

@@ -87,7 +87,9 @@ class JournalWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; `time` is filled in where it is missing."""
         assert {"kind", "epoch", "step"} <= record.keys(), f"a record lacks kind, epoch or step: {record}"
-        self._file.write(encode_record({"time": round(time.time(), 3), **record}))
+        line = encode_record({"time": round(time.time(), 3), **record})
+        while line:  # a disk that is nearly full takes a part of it, and says so at the next attempt
+            line = line[self._file.write(line) :]
         self._dirty = True
 
     def flush(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.build import Report
 from pipelines.control import Wish
@@ -77,9 +78,7 @@ class Failures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See ray.train.UserCallback."""
-        reasons = {rank: failure_reason(error) for rank, error in worker_exceptions.items()}
-        rank = min(reasons, key=lambda rank: (_is_consequence(reasons[rank]), rank))
-        ray.get(self._mailbox.fail.remote(f"worker {rank}: {reasons[rank]}"))
+        ray.get(self._mailbox.fail.remote(first_failure(worker_exceptions)))
 
 
 _REASONS = (  # what Ray and torch say, at length, and what we say
@@ -90,6 +89,17 @@ _REASONS = (  # what Ray and torch say, at length, and what we say
     (r"Connection (closed|reset) by peer|Broken pipe|NCCL .*remote process exited", "lost another worker"),
 )
 _CONSEQUENCES = ("waited too long for another worker", "lost another worker")
+
+
+def first_failure(errors: Mapping[int, BaseException]) -> str:
+    """Say which of some workers failed first, and why, in a few words.
+
+    Args:
+        errors: The error of each by its rank.
+    """
+    reasons = {rank: failure_reason(error) for rank, error in errors.items()}
+    rank = min(reasons, key=lambda rank: (_is_consequence(reasons[rank]), rank))
+    return f"worker {rank}: {reasons[rank]}"
 
 
 def failure_reason(error: BaseException) -> str:
@@ -141,7 +151,9 @@ class Relay:
     """
 
     def __init__(self, report: Report, wanted: str) -> None:
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        # On the node of the driver: one that needs no cores may else be put on a node that is then taken away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self.phase = ""
         self._report = report
         self._wanted = wanted

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from perceiver.errors import UserError
+from perceiver.files import is_full
 from pipelines.cluster import check_cluster, check_workers, cluster
 from pipelines.config import RunConfig, StageConfig, TextClassifierStageConfig
 from pipelines.lock import check_unlocked, run_lock
@@ -90,7 +91,12 @@ class Pipeline:
         """
         self.check()
         first = prepare(next(iter(self.stages.values())))
-        with run_lock(self.folder), cluster(self.run.scaling), self._tracked(first, progress) as tracker:
+        with (
+            _space(self.folder),
+            run_lock(self.folder),
+            cluster(self.run.scaling),
+            self._tracked(first, progress) as tracker,
+        ):
             for number, (name, config) in enumerate(self.stages.items()):
                 prepared = first if number == 0 else prepare(config)
                 self.outcomes.append(self._run_stage(name, config, prepared, tracker, progress))
@@ -170,9 +176,28 @@ class Pipeline:
         except UserError:
             raise
         except Exception as error:
-            log = plan.storage / ERROR
-            log.write_bytes(traceback.format_exc().encode())
-            raise StageFailedError(f"stage {plan.name} failed: {_cause(error)}; the whole story is in {log}") from error
+            story = _keep_story(plan.storage / ERROR)
+            raise StageFailedError(f"stage {plan.name} failed: {_cause(error)}; {story}") from error
+
+
+@contextmanager
+def _space(folder: Storage) -> Iterator[None]:
+    """Let a disk that is full be the user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(f"{folder} has no space left: free some, then the same command goes on") from error
+
+
+def _keep_story(file: Storage) -> str:
+    """Write the traceback of the error at hand, and say where; the reason of the error may stand in the way."""
+    try:
+        file.write_bytes(traceback.format_exc().encode())
+    except Exception as error:  # file systems raise errors of many kinds
+        return f"the whole story could not be written ({_cause(error)})"
+    return f"the whole story is in {file}"
 
 
 def _announce(name: str, decision: Decision, folder: StageFolder, progress: Listener) -> None:
@@ -188,9 +213,10 @@ def _announce(name: str, decision: Decision, folder: StageFolder, progress: List
 
 def _cause(error: BaseException) -> str:
     """Return the innermost message of a failure that passed through Ray, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return _cause(next(iter(failures.values())))
+    if failures := getattr(error, "worker_failures", None):
+        from pipelines.mailbox import first_failure  # imports Ray, whose error this is
+
+        return f"{first_failure(failures)}, and scaling.max_failures allows no more restarts"
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines() or [type(error).__name__]

@@ -119,7 +119,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     def report(state: dict[str, Any]) -> None:
         mailbox.put.remote(state)
 
-    link = Link(report, WishReader(mailbox), rank, context.get_world_size(), reasons)
+    link = Link(
+        report, WishReader(mailbox), rank, context.get_world_size(), reasons, local_rank=context.get_local_rank()
+    )
     try:
         return run_stage(config["plan"], link, config["strategy"])
     except StoppedError:
@@ -140,5 +142,8 @@ class _GroupIfNeeded(TorchConfig):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 if len(worker_group) > 1:
                     super().on_start(worker_group, backend_config)
+
+            def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                pass  # the processes end, and their group with them; Ray would wait 30 s for one that is frozen
 
         return Backend

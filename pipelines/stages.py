@@ -28,7 +28,7 @@ from perceiver.data.text_sources import TOY_REVIEWS
 from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
 from perceiver.files import read_manifest
-from perceiver.saving import CONFIG, read_config, read_tokenizer
+from perceiver.saving import CARD, CONFIG, read_config, read_tokenizer
 from pipelines.config import (
     ImageClassifierStageConfig,
     MLMStageConfig,
@@ -195,7 +195,8 @@ def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[M
     with storage.as_local_folder() as folder:
         source = read_config(folder)
         tokenizer = read_tokenizer(folder)
-        identity = json.dumps(read_manifest(folder)["files"], sort_keys=True)
+        files = read_manifest(folder)["files"]
+        identity = json.dumps({name: files[name] for name in files if name != CARD}, sort_keys=True)
     if isinstance(source, ImageClassifierConfig) or tokenizer is None:
         raise UserError(f"init_from {init_from} is an image model: name the model/ folder of a text stage")
     _check_same("encoder", source.encoder, config.encoder, init_from)

@@ -50,10 +50,15 @@ class StepReader:
 
     Args:
         scales_gradients: Whether the gradients are scaled to float16, in which some steps are meant to overflow.
+
+    Attributes:
+        num_tokens: Tokens, of all ranks, in the steps whose records `take` returned last; 0 where there are none.
     """
 
     def __init__(self, scales_gradients: bool = False) -> None:
         self.records: list[Record] = []
+        self.num_tokens = 0.0
+        self._tokens_read = 0.0
         self._scales_gradients = scales_gradients
         self._unread: deque[_Step] = deque()
 
@@ -79,13 +84,15 @@ class StepReader:
         """
         self._read(leave=0)
         records, self.records = self.records, []
+        self.num_tokens, self._tokens_read = self._tokens_read, 0.0
         return records
 
     def _read(self, leave: int) -> Wish:
         wish = Wish.NOTHING
         while len(self._unread) > leave:
             step = self._unread.popleft()
-            loss, signals, norm = step.numbers.read()
+            loss, signals, norm, tokens = step.numbers.read()
+            self._tokens_read += tokens
             norms = {"gradient_norm": norm} if norm != NOT_COMPUTED else {}
             self.records.append({**step.record, "loss": loss, **norms})
             wish = max(wish, Wish(int(signals)))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,7 +24,7 @@ from perceiver.files import MANIFEST, sync, write_atomic
 
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _ATOMIC_PUT = ("s3", "gcs", "abfs")  # an object appears when its upload is complete, never in part
-_MAX_RUN_NAME = 100
+_MAX_RUN_NAME, _MAX_BYTES = 100, 255  # the bytes are what file systems take
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.(new|old|tmp)")  # the names of what is not yet, or no longer, in place
 
 
@@ -36,6 +37,8 @@ def check_run_name(name: str) -> None:
         reason = f"has {len(name)} characters"
     elif any(character in "/\\" or not character.isprintable() for character in name):
         reason = "has a slash, a backslash or a control character"
+    elif len(name.encode()) > _MAX_BYTES:
+        reason = f"has {len(name.encode())} bytes"
     elif name.startswith("."):
         reason = "begins with a dot"
     elif name != name.strip():
@@ -94,13 +97,18 @@ class Storage:
 
     def __truediv__(self, name: str) -> Storage:
         """Return the place `name` (which may have several parts, with slashes) below this one."""
-        base, mark, options = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
-        uri = f"{base.rstrip('/')}/{name}{mark}{options}"
+        base, mark, options = self.uri.partition("?") if self._has_options else (self.uri, "", "")
+        uri = f"{base.rstrip('/')}/{quote(name) if self._has_options else name}{mark}{options}"
         return Storage(uri, f"{self.path.rstrip('/')}/{name}", self.filesystem)
 
     def __str__(self) -> str:
         """Return the URI fit for logs: without keys and options."""
         return self.uri if self.is_local else re.sub(r"//[^/@]*@", "//", self.uri.partition("?")[0])
+
+    @property
+    def _has_options(self) -> bool:
+        """Whether pyarrow reads the URI: its path is quoted, and options may follow."""
+        return self.uri.split("://")[0] in _PYARROW_SCHEMES
 
     @property
     def name(self) -> str:
@@ -110,7 +118,7 @@ class Storage:
     @property
     def parent(self) -> Storage:
         """The folder that this place lies in."""
-        base, mark, options = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
+        base, mark, options = self.uri.partition("?") if self._has_options else (self.uri, "", "")
         return Storage(base.rpartition("/")[0] + mark + options, self.path.rpartition("/")[0], self.filesystem)
 
     @property

@@ -1,10 +1,8 @@
-"""Options that mean something else on a cluster than here: relative paths, the default storage, and secrets."""
+"""Options that mean something else on a cluster than here: relative paths and the default storage."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
 from perceiver.data.image_sources import DIGITS
@@ -15,8 +13,6 @@ from pipelines.config import RunConfig
 from pipelines.package import Package
 from pipelines.tool_cli import SubmitCommand
 
-_PASSWORD = re.compile(r"\w://[^/@\s]*:[^/@\s]*@")
-_SECRET_QUERY = re.compile(r"[?&][^=&]*(secret|password|token|credential|sig|key)[^=&]*=", re.IGNORECASE)
 _SQLITE = "sqlite:///"
 _DATA_PATHS = ("path", "test_path", "unlabelled_path", "tokenizer")
 
@@ -28,7 +24,6 @@ def check_options(command: SubmitCommand, package: Package) -> None:
         UserError: If there is one.
     """
     run, config = command.command.run, command.command.config
-    _check_secrets({**asdict(config), **asdict(run)})
     if _is_relative(run.storage_path):
         raise UserError(
             f"storage_path is {run.storage_path}, which on the cluster would lie in the job's temporary folder and be "
@@ -75,15 +70,3 @@ def _input_paths(config: Any) -> Iterator[tuple[str, str]]:
             yield f"data.{name}", path
     if path := getattr(config, "init_from", None):
         yield "init_from", path
-
-
-def _check_secrets(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse a password in an option: a job's command can be read by all who may look at jobs."""
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            _check_secrets(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and (_PASSWORD.search(value) or _SECRET_QUERY.search(value)):
-            raise UserError(
-                f"{prefix}{name} holds a password or key, which everybody who may look at jobs could read: leave it "
-                "out, and set it in the environment of the cluster's nodes"
-            )

@@ -10,8 +10,8 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,23 @@ from tokenizers import Tokenizer
 
 from perceiver.allocator import keep_freed_memory
 from perceiver.build import build_model
+from perceiver.data.modules import DataModule
 from perceiver.data.sampling import Loading
-from perceiver.saving import save_model
+from perceiver.flops import flops_per_sample
+from perceiver.saving import CARD, save_model
 from perceiver.sharding import ShardedStrategy, is_sharded
 from perceiver.tasks.base import Task
-from pipelines.build import build
+from pipelines.build import Report, build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
-from pipelines.config import StageConfig, Strategy
+from pipelines.config import StageConfig, Strategy, TextClassifierStageConfig
 from pipelines.control import DivergedError, Link
 from pipelines.journal import JournalWriter
+from pipelines.measures import baseline_of, write_tested
+from pipelines.models.card import render_card
 from pipelines.stage_folder import CHECKPOINTS
 from pipelines.stages import StagePlan
+from pipelines.system import SystemSampler
 
 
 def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[str, Any]:
@@ -44,7 +49,8 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
         strategy: What several workers share; see ScalingConfig.
 
     Returns:
-        The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, restarts, seconds.
+        The stage's result: epochs, steps, best epoch, validation and test metrics, parameters, restarts, seconds,
+        floating-point operations per training sample, name of the device and number of workers.
 
     Raises:
         StoppedError: If the driver wished it.
@@ -57,7 +63,12 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
     trainer_config = plan.config.trainer
     micro_batch_size = trainer_config.micro_batch_size
     store = CheckpointStore(plan.storage / CHECKPOINTS, trainer_config.select_by)
-    found = _agree(_look_back(store) if link.rank == 0 else None, link.world_size)
+
+    def tell(state: dict[str, Any]) -> None:
+        if link.rank == 0:
+            link.report(state)
+
+    found = _agree(_look_back(store, tell) if link.rank == 0 else None, link.world_size)
     start = found or Position()
     loading = Loading(
         batch_size=trainer_config.batch_size,
@@ -69,12 +80,8 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
         eval_batch_size=None if micro_batch_size is None else micro_batch_size * link.world_size,
         micro_batch_size=micro_batch_size,
     )
-
-    def tell(state: dict[str, Any]) -> None:
-        if link.rank == 0:
-            link.report(state)
-
-    task, data = build(plan.config, plan.prepared, loading, _device(link.world_size), tell)
+    device = _device(link.world_size)
+    task, data = build(plan.config, plan.prepared, loading, device, tell)
     task.log_gradient_norm = trainer_config.log_gradient_norm
     tell({"parameters": _num_parameters(task)})
     with (
@@ -84,25 +91,51 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
     ):
         callback = StageCallback(trainer_config, journal, link, checkpoints, start, started)
         trainer = _trainer(plan.config, link.world_size, strategy, checkpoints, callback)
-        if start.epoch < trainer_config.max_epochs:
-            trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
-        best, state = store.load_best()
-        if is_sharded(task.model):
-            task.model = build_model(plan.prepared.model)
-        task.load_state_dict(state["state_dict"])
-        if plan.tests:
-            trainer.test(task, datamodule=data, verbose=False)
-        result = _result(task, trainer, start, best, start.seconds + time.monotonic() - started)
-        result["restarts"] = len(link.reasons)
+        with _sampler(plan, link, lambda: max(trainer.global_step, start.step), device):
+            best = _fit_and_test(plan, task, data, trainer, store, found)
+        seconds = start.seconds + time.monotonic() - started
+        result = {
+            **_result(task, trainer, start, best, seconds),
+            "restarts": len(link.reasons),
+            **_circumstances(plan, link, device),
+        }
         if link.rank == 0:
-            _leave_model(plan, task)
+            _leave_results(plan, task, data, result)
     return result
 
 
-def _look_back(store: CheckpointStore) -> Position | None:
+def _fit_and_test(
+    plan: StagePlan, task: Task, data: DataModule, trainer: pl.Trainer, store: CheckpointStore, found: Position | None
+) -> Position:
+    """Train what is left to train, give the task the best weights, test them if asked to, and return where they are."""
+    if found is None or found.epoch < plan.config.trainer.max_epochs:
+        trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
+    best, state = store.load_best()
+    if is_sharded(task.model):
+        task.model = build_model(plan.prepared.model)
+    task.load_state_dict(state["state_dict"])
+    if plan.tests:
+        trainer.test(task, datamodule=data, verbose=False)
+    return best
+
+
+def _sampler(
+    plan: StagePlan, link: Link, step: Callable[[], int], device: torch.device
+) -> AbstractContextManager[object]:
+    """Sample this node, unless the stage leaves nothing behind or another worker does it."""
+    if not plan.tests or link.local_rank > 0:
+        return nullcontext()
+    return SystemSampler(plan.storage, link.rank, step, device)
+
+
+def _look_back(store: CheckpointStore, tell: Report) -> Position | None:
     """Clear away what an attempt that died left half written, and find the checkpoint to go on from."""
     store.storage.delete_leftovers()
-    return store.newest()
+    found, damaged = store.newest_and_damaged()
+    if damaged:
+        goes_on = f"goes on from {found.name}" if found else "starts anew"
+        tell({"note": f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: {goes_on}"})
+    return found
 
 
 def _agree(found: Position | None, world_size: int) -> Position | None:
@@ -232,14 +265,34 @@ def _result(task: Task, trainer: pl.Trainer, start: Position, best: Position, se
     }
 
 
+def _circumstances(plan: StagePlan, link: Link, device: torch.device) -> dict[str, Any]:
+    """Return on what the stage was trained, and how much there was to compute."""
+    config = plan.config
+    is_frozen = isinstance(config, TextClassifierStageConfig) and config.freeze_encoder
+    return {
+        "flops_per_sample": flops_per_sample(plan.prepared.model, trains_encoder=not is_frozen),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "num_workers": link.world_size,
+    }
+
+
 def _num_parameters(task: Task) -> int:
     return sum(parameter.numel() for parameter in task.model.parameters())
 
 
-def _leave_model(plan: StagePlan, task: Task) -> None:
+def _leave_results(plan: StagePlan, task: Task, data: DataModule, result: Mapping[str, Any]) -> None:
+    """Leave the model and, of a stage that was tested, what the test found and the model's card."""
+    texts = {}
+    if plan.tests:
+        write_tested(plan.storage, task)
+        texts[CARD] = render_card(plan, result, baseline_of(task, data))
+    _leave_model(plan, task, texts)
+
+
+def _leave_model(plan: StagePlan, task: Task, texts: Mapping[str, str]) -> None:
     tokenizer = Tokenizer.from_str(plan.prepared.tokenizer) if plan.prepared.tokenizer else None
     with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
-        save_model(Path(folder), task.model, plan.prepared.model, tokenizer)
+        save_model(Path(folder), task.model, plan.prepared.model, tokenizer, texts)
         (plan.storage / "model").upload_folder(folder)
 
 

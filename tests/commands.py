@@ -21,6 +21,8 @@ def commands(log: Path, environment: Mapping[str, str]) -> Iterator[Start]:
         processes.append(process)
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.kill()

@@ -114,7 +114,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the head, which ends its children; whatever is left of its process group goes too."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(30)
+        process.wait(5)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

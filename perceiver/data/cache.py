@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 
 from perceiver.errors import UserError
-from perceiver.files import DamagedFolderError, read_manifest, write_manifest
+from perceiver.files import DamagedFolderError, is_full, read_manifest, write_manifest
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ def cached_folder(cache_dir: str, name: str, build: Callable[[Path], None]) -> P
         build: Called with an empty folder; writes the contents into it.
 
     Raises:
-        UserError: If cache_dir cannot be written.
+        UserError: If cache_dir cannot be written, or is full.
     """
     root = Path(cache_dir).expanduser().resolve()
     try:
@@ -61,5 +65,19 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         build(temporary)
         write_manifest(temporary)
         temporary.replace(folder)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        message = f"cache_dir {folder.parent} has no space left: free some, or choose another folder"
+        raise UserError(message) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_array(file: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Make a .npy file, mapped for writing, whose space is set aside: without it, a full disk would kill the writer."""
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perceiver.data.cache import cached_folder
+from perceiver.data.cache import cached_folder, new_array
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.data.modules import Batch, BatchSource
 from perceiver.data.sampling import IntArray, evaluation_batches
@@ -153,7 +153,7 @@ def _encode(
     """Write the latents of some batches into a file in a folder."""
     before_encoding()
     shape = (sum(map(len, batches)), *encoder.latents.shape)
-    file = np.lib.format.open_memmap(folder / _LATENTS_FILE, mode="w+", dtype=np.float32, shape=shape)
+    file = new_array(folder / _LATENTS_FILE, np.float32, shape)
     device = encoder.latents.device
     ends = np.cumsum([len(batch) for batch in batches])
     with torch.no_grad():

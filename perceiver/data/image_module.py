@@ -27,6 +27,7 @@ class ImageSource(BatchSource):
             crop_seed: Seed of random crops (none: crops are central).
         """
         self.split, self.config, self.crop_seed = split, config, crop_seed
+        self.labels = split.labels
         self.held: Tensor | None = None
 
     def hold(self, device: torch.device) -> None:
@@ -34,13 +35,13 @@ class ImageSource(BatchSource):
         self.held = torch.from_numpy(np.array(self.split.images)).to(device)
 
     def __len__(self) -> int:
-        return len(self.split.labels)
+        return len(self.labels)
 
     def read(self, samples: IntArray, epoch: int) -> Batch:
         """Assemble a batch; see `BatchSource.read`."""
         pixels = self._take(self._places(samples, epoch)).float() / 255
         x = pixels * 2 - 1 if self.config.normalize else pixels
-        return {"images": x, "labels": torch.from_numpy(self.split.labels[samples])}
+        return {"images": x, "labels": torch.from_numpy(self.labels[samples])}
 
     def filler(self) -> Batch:
         """Assemble a batch of one grey image."""

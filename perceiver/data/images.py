@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver.config import ImageDataConfig
-from perceiver.data.cache import cached_folder
+from perceiver.data.cache import cached_folder, new_array
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.data.image_sources import find_images
 from perceiver.data.raw_images import IntArray, RawImages, RawSplit
@@ -97,7 +97,7 @@ def _decode(raw: RawImages, config: ImageDataConfig, folder: Path) -> None:
     first = next(first_split.read(first_rows[:1]))
     for name, (split, rows) in selections.items():
         shape = (len(rows), *first.shape)
-        images = np.lib.format.open_memmap(folder / f"{name}.images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        images = new_array(folder / f"{name}.images.npy", np.uint8, shape)
         for place, (row, pixels) in enumerate(zip(rows.tolist(), split.read(rows), strict=True)):
             if pixels.shape != first.shape:
                 other = first_split.describe(first_rows[0])

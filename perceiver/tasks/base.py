@@ -38,16 +38,24 @@ class Evaluation(NamedTuple):
         loss: The loss.
         predictions: Predicted class of each term, (T,).
         labels: True class of each term, (T,); -100 where there is none.
+        logits: What the predictions come from, (T, number of classes), where they are few enough to be kept.
     """
 
     loss: LossTerms
     predictions: Tensor
     labels: Tensor
+    logits: Tensor | None = None
 
 
 def parts_of(batch: Batch | list[Batch]) -> list[Batch]:
     """Return the parts in which a worker computes its share of a training batch."""
     return batch if isinstance(batch, list) else [batch]
+
+
+def count_tokens(parts: list[Batch]) -> Tensor | None:
+    """Return the tokens in the parts of a batch that are no padding, a scalar; None where there are no tokens."""
+    counts = [((part["sample_ids"] >= 0)[:, None] & ~part["pad_mask"]).sum() for part in parts if "pad_mask" in part]
+    return torch.stack(counts).sum() if counts else None
 
 
 class Task(pl.LightningModule):
@@ -67,9 +75,9 @@ class Task(pl.LightningModule):
         signal: A number that travels with the loss of a step: the ranks' sum of it is in `step_numbers` of all of them,
             which is how they agree on something without a collective of its own.
         log_gradient_norm: Whether the L2 norm of the gradient is computed where nothing is clipped.
-        step_numbers: Loss, sum of the signals and norm of the gradient before clipping (NOT_COMPUTED where it
-            was not wanted) of the last
-            step, (3,), on the device of the training.
+        step_numbers: Loss, sum of the signals, norm of the gradient before clipping (NOT_COMPUTED where it was not
+            wanted) and tokens that are no padding, over all ranks (0 where there are no tokens), of the last step,
+            (4,), on the device of the training.
     """
 
     signal: float = 0.0
@@ -138,8 +146,8 @@ class Task(pl.LightningModule):
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if isinstance(norm, DTensor):  # each worker has a part of the model
             norm = norm.full_tensor()
-        total, count, signals = self._step_sums
-        self.step_numbers = torch.stack([total / count, signals, norm.float()])
+        total, count, signals, tokens = self._step_sums
+        self.step_numbers = torch.stack([total / count, signals, norm.float(), tokens])
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Leave the gradients alone: `on_train_batch_start` cleared them, and those of parts are being added up."""
@@ -158,13 +166,14 @@ class Task(pl.LightningModule):
         Of a batch in parts, it is the loss of the last one: the gradients of the others are computed here.
         """
         *others, last = parts_of(batch)
+        num_tokens = count_tokens(parts_of(batch))
         if not others:
             terms = self.loss_terms(last)
-            sums = self._add_ranks(terms.total.detach(), terms.num_terms)
+            sums = self._add_ranks(terms.total.detach(), terms.num_terms, num_tokens)
             return terms.total * (self.trainer.world_size / sums[1])
         # The terms have to be counted before the first gradient.
         counts = torch.stack([self.count_terms(part).float() for part in [*others, last]])
-        factor = self.trainer.world_size / self._add_ranks(counts.new_zeros(()), counts.sum())[1]
+        factor = self.trainer.world_size / self._add_ranks(counts.new_zeros(()), counts.sum(), num_tokens)[1]
         total = torch.zeros_like(factor)
         for part in others:
             terms = self.loss_terms(part)
@@ -172,24 +181,34 @@ class Task(pl.LightningModule):
             with torch.autocast(self.device.type, enabled=False):  # it is for forward passes alone
                 self.trainer.strategy.backward(terms.total * factor, None)  # ranks add up theirs with the last part's
         terms = self.loss_terms(last)
-        self._add_ranks(total + terms.total.detach(), counts.sum())
+        self._add_ranks(total + terms.total.detach(), counts.sum(), num_tokens)
         return terms.total * factor
 
-    def _add_ranks(self, total: Tensor, num_terms: Tensor) -> Tensor:
-        """Add up loss, number of terms and signal over the ranks, and keep them: (3,), the second at least 1."""
-        sums = torch.stack([total.float(), num_terms.float(), torch.full_like(total, self.signal, dtype=torch.float32)])
+    def _add_ranks(self, total: Tensor, num_terms: Tensor, num_tokens: Tensor | None) -> Tensor:
+        """Add up loss, terms, signal and tokens over the ranks, and keep the sums: (4,), the second at least 1."""
+        signal = torch.full_like(total, self.signal, dtype=torch.float32)
+        tokens = torch.zeros_like(signal) if num_tokens is None else num_tokens.float()
+        sums = torch.stack([total.float(), num_terms.float(), signal, tokens])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
         sums[1].clamp_(min=1)
         self._step_sums = sums
         return sums
 
-    def _evaluate(self, batch: Batch) -> None:
-        loss, predictions, labels = self.evaluate(batch)
+    def keep_tested(self, batch: Batch, evaluation: Evaluation) -> None:
+        """Keep what is to be known of the samples or tokens of a test batch beside the metrics; by default nothing."""
+
+    def gather_tested(self) -> None:
+        """Bring together, at the end of a test, what the ranks kept; by default nothing."""
+
+    def _evaluate(self, batch: Batch) -> Evaluation:
+        evaluation = self.evaluate(batch)
+        loss, predictions, labels = evaluation.loss, evaluation.predictions, evaluation.labels
         self.mean_loss.update(loss.total / loss.num_terms.clamp(min=1), weight=loss.num_terms)
         if labels.numel():  # a short text may have no masked token
             self.accuracy.update(predictions, labels)
         self.num_samples.update((batch["sample_ids"] >= 0).sum())
+        return evaluation
 
     def _report(self, prefix: str) -> None:
         """Log the metrics of a pass over a split; each `compute` adds up the ranks."""
@@ -204,12 +223,13 @@ class Task(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test metrics."""
-        self._evaluate(batch)
+        self.keep_tested(batch, self._evaluate(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log val_loss, val_accuracy and val_samples."""
         self._report("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log test_loss, test_accuracy and test_samples."""
+        """Log test_loss, test_accuracy and test_samples, and bring together what else was kept."""
         self._report("test")
+        self.gather_tested()

@@ -12,6 +12,7 @@ from perceiver.config import OptimizerConfig
 from perceiver.masking import IGNORED_LABEL
 from perceiver.model import PerceiverIO
 from perceiver.tasks.base import Batch, Evaluation, LossTerms, Task
+from perceiver.tasks.tested import PredictionsPerSample, SamplePredictions
 
 
 class Classifier(Task):
@@ -24,9 +25,13 @@ class Classifier(Task):
         total_steps: Optimizer steps of the whole run.
         seed: Seed of the dropout masks.
         freeze_encoder: Whether the encoder keeps its weights and runs without dropout.
+
+    Attributes:
+        predictions: What was predicted in the last test, of all ranks; None before.
     """
 
     model: PerceiverIO
+    predictions: SamplePredictions | None = None
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Classifier(Task):
     ) -> None:
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-100)
         super().__init__(model, optimizer, accuracy, total_steps, seed)
+        self._tested = PredictionsPerSample()
         self.freeze_encoder = freeze_encoder
         if freeze_encoder:
             model.encoder.requires_grad_(False)
@@ -63,7 +69,17 @@ class Classifier(Task):
         return (batch["labels"] != IGNORED_LABEL).sum()
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """The same, with the predicted class of each sample."""
+        """The same, with the predicted class and the logits of each sample."""
         logits, labels = self.logits(batch), batch["labels"]
         total = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL)
-        return Evaluation(LossTerms(total, (labels != IGNORED_LABEL).sum()), logits.argmax(dim=-1), labels)
+        return Evaluation(LossTerms(total, (labels != IGNORED_LABEL).sum()), logits.argmax(dim=-1), labels, logits)
+
+    def keep_tested(self, batch: Batch, evaluation: Evaluation) -> None:
+        """Keep the prediction for each sample."""
+        assert evaluation.logits is not None
+        self._tested.update(batch["sample_ids"], evaluation.labels, evaluation.logits)
+
+    def gather_tested(self) -> None:
+        """Let all ranks have the predictions of all."""
+        self.predictions = self._tested.compute()
+        self._tested.reset()

@@ -15,6 +15,7 @@ from perceiver.inference import Fills, fill_masks
 from perceiver.masking import Selection
 from perceiver.model import PerceiverMLM
 from perceiver.tasks.base import Batch, Evaluation, LossTerms, Task
+from perceiver.tasks.tested import AccuracyPerToken, TokenCounts
 
 _EVALUATED_ROWS = 256
 
@@ -31,9 +32,13 @@ class MaskedLanguageModel(Task):
         tokenizer: Tokenizer of the sample texts.
         samples: Texts with [MASK], filled after every validation.
         num_predictions: Fills k per mask.
+
+    Attributes:
+        token_counts: How often each token was masked and restored in the last test, by all ranks; None before.
     """
 
     model: PerceiverMLM
+    token_counts: TokenCounts | None = None
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class MaskedLanguageModel(Task):
     ) -> None:
         accuracy = MulticlassAccuracy(vocab_size, average="micro", ignore_index=-100)
         super().__init__(model, optimizer, accuracy, total_steps, seed)
+        self._tested = AccuracyPerToken(vocab_size)
         self.tokenizer = tokenizer
         self.samples = tuple(samples)
         self.num_predictions = num_predictions
@@ -72,6 +78,15 @@ class MaskedLanguageModel(Task):
             total += F.cross_entropy(logits, row_labels, reduction="sum")
             predictions.append(logits.argmax(dim=-1))
         return Evaluation(LossTerms(total, total.new_tensor(len(labels))), torch.cat(predictions), labels)
+
+    def keep_tested(self, batch: Batch, evaluation: Evaluation) -> None:
+        """Count the masked tokens."""
+        self._tested.update(evaluation.predictions, evaluation.labels)
+
+    def gather_tested(self) -> None:
+        """Let all ranks have the counts of all."""
+        self.token_counts = self._tested.compute()
+        self._tested.reset()
 
     def _decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         selection = Selection(batch["label_indices"], batch["label_places"])

@@ -53,37 +53,31 @@ def worst_texts(sources: Sources) -> list[ShadedTexts]:
     tokenizer = predictor.tokenizer
     assert tokenizer is not None
     found: list[ShadedText] = []
-    caption = "The darker a token, the more it counts for the prediction."
     for start in range(0, len(rows), _TEXTS_AT_ONCE):
         some = rows[start : start + _TEXTS_AT_ONCE]
         batch = texts.read(sources.predictions.sample_ids[some], epoch=0)
-        try:
-            weights: Floats | None = attribution(predictor.model, batch["input_ids"], batch["pad_mask"])
-        except MissingSourceError as missing:
-            weights, caption = None, f"Tokens are not shaded: {missing}."
+        weights = attribution(predictor.model, batch["input_ids"], batch["pad_mask"])
         for place, row in enumerate(some):
             ids = batch["input_ids"][place][~batch["pad_mask"][place]].tolist()
             tokens = [tokenizer.id_to_token(number) or UNK_TOKEN for number in ids]
-            cells = shaded_tokens(tokens, None if weights is None else weights[place])
+            cells = shaded_tokens(tokens, weights[place])
             found.append(ShadedText(_heading(sources, int(row)), cells))
-    return [ShadedTexts(f"The {len(found)} worst errors", caption, found)]
+    return [ShadedTexts(f"The {len(found)} worst errors", "The darker a token, the more of it was read.", found)]
 
 
-def shaded_tokens(tokens: list[str], weights: Floats | None) -> list[Cell]:
+def shaded_tokens(tokens: list[str], weights: Floats) -> list[Cell]:
     """Return tokens as cells that make up a text, parts of one word without space between them.
 
     Args:
         tokens: n tokens.
-        weights: How much each counts (n or more,); none where that is not known.
+        weights: How much each counts (n or more,), 0 or more.
     """
     shown = tokens[:_MOST_TOKENS]
-    sizes = np.zeros(len(shown)) if weights is None else np.abs(weights[: len(shown)])
-    largest = max(float(sizes.max(initial=0.0)), 1e-12)
+    largest = max(float(weights[: len(shown)].max(initial=0.0)), 1e-12)
     cells = []
     for place, token in enumerate(shown):
         text = token.removeprefix(_SUBWORD) if token.startswith(_SUBWORD) else f" {token}"
-        hint = "" if weights is None else f"{weights[place]:.3g}"
-        cells.append(Cell(text, shade_of(sizes[place] / largest), hint))
+        cells.append(Cell(text, shade_of(weights[place] / largest), f"{weights[place]:.3g}"))
     if len(tokens) > len(shown):
         cells.append(Cell(f" … and {len(tokens) - len(shown)} more tokens", 0, ""))
     return cells

@@ -25,11 +25,10 @@ from perceiver.data.text_module import TextSource
 from perceiver.errors import UserError
 from perceiver.inference import Predictor, load
 from pipelines.journal import Record
+from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
 from pipelines.past_run import PastStage
 from pipelines.report.parts import MissingSourceError
 from pipelines.stage_folder import MODEL
-
-PREDICTIONS, TOKEN_ACCURACY = "predictions.parquet", "token_accuracy.parquet"
 
 T = TypeVar("T")
 Kind = Literal["masked language model", "text classifier", "image classifier"]

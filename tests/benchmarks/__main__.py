@@ -31,6 +31,7 @@ def sections() -> dict[str, Section]:
     from tests.benchmarks.frozen_stage import measure_frozen_stage
     from tests.benchmarks.growth import measure_growth
     from tests.benchmarks.official import measure_official
+    from tests.benchmarks.recovery import measure_recovery
     from tests.benchmarks.steps import measure_tricks, measure_workload
     from tests.benchmarks.tracking import measure_tracking
     from tests.benchmarks.workloads import WORKLOADS
@@ -43,6 +44,7 @@ def sections() -> dict[str, Section]:
         "curves": measure_curves,
         "growth": measure_growth,
         "mlflow": measure_tracking,
+        "recovery": measure_recovery,
         "official": measure_official,
     }
 

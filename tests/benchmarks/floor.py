@@ -37,13 +37,13 @@ def _product_flops(total: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int
 
 
 # torch counts these where they make a new array, but not where they add to one.
-_IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
+IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
 
 
 def count_flops(work: Callable[..., object], *arguments: Any) -> int:
     """Count the floating-point operations of the matrix products in a call, forward and backward."""
     # Attention as two products, since torch doesn't count its own kernel on the CPU.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         work(*arguments)
     return counter.get_total_flops()
 

@@ -17,6 +17,7 @@ from tests.benchmarks.tables import (
     comparison_table,
     growth_table,
     markdown,
+    recovery_table,
     seconds,
     times,
     tracking_table,
@@ -70,6 +71,7 @@ def _sections(settings: Settings) -> list[str]:
         "curves": _render_curves,
         "growth": _render_growth,
         "mlflow": _render_tracking,
+        "recovery": _render_recovery,
         "official": _render_official,
     }
     found = [(render, settings.load(name)) for name, render in renderers.items()]
@@ -188,6 +190,21 @@ def _render_tracking(result: Result, settings: Settings) -> str:
         "the last one is left out."
     )
     return "\n\n".join(["### What MLflow costs", explanation, tracking_table(result["rows"])])
+
+
+def _render_recovery(result: Result, settings: Settings) -> str:
+    waits = result["waits"]
+    explanation = (
+        f"Rank 0 of two Ray workers was killed (SIGKILL) {len(result['kills'])} times; the seconds end with the first "
+        "step that was trained afterwards, by new processes that had to import everything. There was a checkpoint "
+        f"every {result['checkpoint_steps']} steps; with the default settings at most 200 steps are lost."
+    )
+    share = (
+        f"Checkpoints are written while training goes on. The default image classifier on digits, with one every "
+        f"{waits['steps_per_checkpoint']:.0f} steps of {seconds(waits['step_seconds'])} s, waited for them "
+        f"**{waits['share']:.2%}** of the time."
+    )
+    return "\n\n".join(["### What a death costs", explanation, recovery_table(result["kills"]), share])
 
 
 def _render_official(result: Result, settings: Settings) -> str:

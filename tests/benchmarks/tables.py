@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from tests.benchmarks.measure import Row, peak_memory, rate, ratio, seconds_per_step
 from tests.benchmarks.workloads import OURS, OURS_KEPT, PLAIN
 
@@ -112,6 +114,15 @@ def tracking_table(rows: Sequence[Row]) -> str:
         step = 1e3 * seconds_per_step(row)
         lines.append([row["name"], f"{step:.2f}", _against(row, rows[0]), f"{mean:.2f}", f"{cores:.2f}"])
     return markdown(["", "median step", "against without", "mean step", "of the cores"], lines)
+
+
+def recovery_table(kills: Sequence[Mapping[str, float]]) -> str:
+    """Return the table of what some deaths cost."""
+    lines = []
+    for name, figure in (("seconds until training steps again", "seconds"), ("steps lost", "lost")):
+        median_, most = np.percentile([kill[figure] for kill in kills], [50, 95])
+        lines.append([name, f"{median_:.1f}", f"{most:.1f}"])
+    return markdown(["", "median", "95th percentile"], lines)
 
 
 def growth_table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:

@@ -160,3 +160,12 @@ def test_table_of_what_mlflow_costs(settings: Settings) -> None:
     assert "| without MLflow | 550.00 | 1.00 | 600.00 | 500.00 |" in page
     assert "| server that takes 5 s | 600.00 | 1.05 | 600.00 | 500.00 |" in page
     assert "failed: out of memory" in page
+
+
+def test_table_of_what_a_death_costs(settings: Settings) -> None:
+    kills = [{"seconds": 20.0, "lost": 4}, {"seconds": 10.0, "lost": 2}, {"seconds": 12.0, "lost": 9}]
+    waits = {"step_seconds": 0.1, "share": 0.0123, "steps_per_checkpoint": 11.0}
+    page = render(settings, recovery={"checkpoint_steps": 10, "kills": kills, "waits": waits})
+    assert "| seconds until training steps again | 12.0 | 19.2 |" in page
+    assert "| steps lost | 4.0 | 8.5 |" in page
+    assert "one every 11 steps of 0.100 s, waited for them **1.23%** of the time" in page

@@ -26,6 +26,7 @@ from perceiver.data.tokenizer import train_tokenizer
 from perceiver.errors import UserError
 from perceiver.files import write_manifest
 from perceiver.saving import (
+    CARD,
     CONFIG,
     TOKENIZER,
     WEIGHTS,
@@ -80,6 +81,16 @@ def test_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     else:
         assert loaded.tokenizer is not None
         assert loaded.tokenizer.to_str() == tokenizer.to_str()
+
+
+def test_further_files_are_sealed_with_the_model(tmp_path: Path) -> None:
+    config = CONFIGS[3]
+    save_model(tmp_path / "model", build_model(config), config, texts={CARD: "# böse"})
+    assert (tmp_path / "model" / CARD).read_text(encoding="utf-8") == "# böse"
+    load_model(tmp_path / "model")
+    (tmp_path / "model" / CARD).write_text("# other")
+    with pytest.raises(UserError, match="README.md was altered"):
+        load_model(tmp_path / "model")
 
 
 def test_tied_weights_stay_tied_and_are_stored_once(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 LOST = "on the cluster would lie in the job's temporary folder and be lost: give "
-SECRET = "holds a password or key, which everybody who may look at jobs could read: leave it out, and set it in the "
+SECRET = "holds a password or key, which config.yaml, MLflow and jobs would show: leave it out, and set it in the "
 HERE: dict[str, tuple[str, dict[str, Any], str]] = {
     "option": ("mlm", {"trainer.epochs": 3}, "unknown option --trainer.epochs: did you mean --trainer.max_epochs?"),
     "own-option": ("mlm", {"adress": "x"}, "unknown option --adress: did you mean --address?"),

@@ -81,6 +81,8 @@ COMMAND_LINE: dict[str, Case] = {
 RUNS: dict[str, Case] = {
     "batch": ("mlm", {"trainer.batch_size": 5, "scaling.num_workers": 2},
               "trainer.batch_size is 5, which 2 workers don't divide: choose a multiple of scaling.num_workers"),
+    "key_of_a_bucket": ("image-classifier", {**IMAGES, "storage_path": "s3://me:hidden@bucket/x"},
+                        "storage_path holds a password or key, which config.yaml, MLflow and jobs would show: "),
     "float16_of_shared_weights": ("image-classifier", {**IMAGES, "scaling.num_workers": 2, "scaling.strategy": "fsdp",
                                                        "trainer.precision": "16-mixed"},
                                   "trainer.precision is 16-mixed, which scaling.strategy fsdp can't do: choose bf16"),

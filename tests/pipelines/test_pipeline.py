@@ -113,9 +113,11 @@ def weights(folder: Path) -> bytes:
 def test_chain_leaves_a_whole_result_per_stage(finished: Path) -> None:
     for name in STAGES:
         folder = finished / "sentiment" / name
-        contents = {"checkpoints", "config.yaml", "metrics.jsonl", "model", "stage.json"}
-        assert {path.name for path in folder.iterdir()} == contents
-        assert {"model.safetensors", "config.json", "tokenizer.json"} == read_manifest(folder / "model")["files"].keys()
+        contents = {"checkpoints", "config.yaml", "metrics.jsonl", "model", "stage.json", "system-0.jsonl"}
+        tested = "token_accuracy.parquet" if name == "mlm" else "predictions.parquet"
+        assert {path.name for path in folder.iterdir()} == {*contents, tested}
+        files = {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+        assert read_manifest(folder / "model")["files"].keys() == files
         assert load_model(folder / "model").tokenizer is not None
         assert json.loads((folder / "stage.json").read_text())["status"] == "finished"
         kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

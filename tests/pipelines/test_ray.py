@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
@@ -64,6 +65,12 @@ def test_two_workers_leave_the_journal_and_the_model_of_one_process(strategy: st
     compared = [name for name in ours if not name.endswith("k_proj.bias")]
     assert max((ours[name] - theirs[name]).abs().max().item() for name in compared) < 1e-4
     assert not (two / ".ray").exists()
+    of_two, of_one = (pq.read_table(folder / "predictions.parquet") for folder in (two, one))
+    assert of_two.drop(["probabilities"]) == of_one.drop(["probabilities"])
+    assert (two / "system-0.jsonl").exists()
+    assert not (two / "system-1.jsonl").exists(), "both workers are on one node"
+    results = [json.loads((folder / "stage.json").read_text())["result"] for folder in (two, one)]
+    assert [result["num_workers"] for result in results] == [2, 1]
 
 
 def test_one_worker_has_no_process_group_and_two_have_one(tmp_path: Path) -> None:

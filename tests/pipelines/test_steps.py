@@ -12,9 +12,11 @@ from pipelines.control import DivergedError, Wish
 from pipelines.steps import StepReader
 
 
-def add(reader: StepReader, step: int, loss: float, signals: float = 0.0, norm: float = NOT_COMPUTED) -> Wish:
+def add(
+    reader: StepReader, step: int, loss: float, signals: float = 0.0, norm: float = NOT_COMPUTED, tokens: float = 0.0
+) -> Wish:
     record = {"kind": "train", "epoch": 1, "step": step}
-    return reader.add(record, torch.tensor([loss, signals, norm]), torch.tensor([step, -1, 100 + step]))
+    return reader.add(record, torch.tensor([loss, signals, norm, tokens]), torch.tensor([step, -1, 100 + step]))
 
 
 def test_records_have_the_loss_and_the_norm_that_was_computed() -> None:
@@ -26,6 +28,17 @@ def test_records_have_the_loss_and_the_norm_that_was_computed() -> None:
         {"kind": "train", "epoch": 1, "step": 2, "loss": 0.25, "gradient_norm": 3.0},
     ]
     assert reader.take() == []
+
+
+def test_tokens_are_those_of_the_steps_that_were_taken() -> None:
+    reader = StepReader()
+    for step, tokens in enumerate((100.0, 20.0)):
+        add(reader, step, 0.5, tokens=tokens)
+    reader.take()
+    assert reader.num_tokens == 120
+    add(reader, 3, 0.5, tokens=7.0)
+    reader.take()
+    assert reader.num_tokens == 7
 
 
 def test_what_rank_0_wished_is_returned() -> None:

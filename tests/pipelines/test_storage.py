@@ -78,6 +78,15 @@ def test_options_and_keys_of_a_uri_stay_apart_from_its_path():
     assert str(child) == "s3://bucket/runs/mlm"
 
 
+@pytest.mark.parametrize("base", ["s3://bucket/runs?region=eu-west-1", "memory://bucket/runs"])
+@pytest.mark.parametrize("name", ["plain", "two words", "\N{CAT}", "a?b", "a#b", "a%20b"])
+def test_a_uri_leads_back_to_its_place_whatever_the_name(base, name):
+    place = Storage.from_uri(base) / name / "model"
+    assert place.path.endswith(f"/{name}/model")
+    for there in (place, place.parent):
+        assert Storage.from_uri(there.uri).path == there.path
+
+
 def test_json(storage):
     assert (storage / "x.json").read_json() is None
     (storage / "x.json").write_json({"a": [1, 2.5]})

@@ -444,7 +444,8 @@ def test_frozen_encoder_reads_each_text_once_with_the_same_result(
     train(config, tmp_path / "once")
     assert sum(counts) == 56 + 56 + 56
     assert weights(tmp_path / "once") == weights(frozen.folder)
-    varying = {"seconds"}
+    assert result.pop("device") == frozen.result["device"]
+    varying = {"seconds", "device"}
     expected = {name: pytest.approx(value, rel=1e-5) for name, value in frozen.result.items() if name not in varying}
     assert {name: value for name, value in result.items() if name not in varying} == expected
 

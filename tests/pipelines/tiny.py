@@ -86,7 +86,7 @@ def weights(folder: Path) -> bytes:
 def journal(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a stage without events, and without the times, which differ from run to run."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = ("time", "samples_per_second", "data_wait", "checkpoint_wait")
+    times = ("time", "samples_per_second", "tokens_per_second", "data_wait", "checkpoint_wait")
     return [{k: v for k, v in record.items() if k not in times} for record in records if record["kind"] != "event"]
 
 

@@ -32,6 +32,7 @@ from perceiver.data.text_module import TextDataModule
 from perceiver.sharding import ShardedStrategy, is_sharded, whole
 from perceiver.tasks.base import Task
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
+from perceiver.tasks.tested import SamplePredictions, TokenCounts
 from perceiver.tasks.text_classifier import TextClassifier
 from tests.distributed import run_distributed
 
@@ -84,11 +85,12 @@ def make_task(kind: str) -> Task:
 
 
 class Gradients(pl.Callback):
-    """Keeps the gradients and the reported loss of every step."""
+    """Keeps the gradients, the reported loss and the number of tokens of every step."""
 
     def __init__(self) -> None:
         self.gradients: list[np.ndarray] = []
         self.losses: list[float] = []
+        self.tokens: list[float] = []
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         gradients = whole([p.grad for p in pl_module.parameters() if p.requires_grad])
@@ -96,16 +98,19 @@ class Gradients(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.losses.append(pl_module.step_numbers[0].item())
+        self.tokens.append(pl_module.step_numbers[3].item())
 
 
 class Outcome(NamedTuple):
-    """What one epoch of training left: the gradients and losses of all steps, the evaluation, and a checkpoint."""
+    """What one epoch of training left: gradients, losses and tokens of all steps, the evaluation and a checkpoint."""
 
     gradients: np.ndarray
     losses: list[float]
     metrics: dict[str, float]
     weights: dict[str, np.ndarray]
     averages: list[np.ndarray]
+    tokens: list[float]
+    tested: SamplePredictions | TokenCounts
 
 
 def train(kind: str, strategy: str = "ddp", micro_batch_size: int | None = None) -> Outcome:
@@ -130,7 +135,8 @@ def train(kind: str, strategy: str = "ddp", micro_batch_size: int | None = None)
     trainer.test(task, datamodule=data, verbose=False)
     metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     weights = {name: value.numpy() for name, value in state.items()}
-    return Outcome(np.stack(kept.gradients), kept.losses, metrics, weights, averages)
+    tested = task.predictions if isinstance(task, TextClassifier) else task.token_counts
+    return Outcome(np.stack(kept.gradients), kept.losses, metrics, weights, averages, kept.tokens, tested)
 
 
 @functools.cache
@@ -144,7 +150,8 @@ def assert_alike(ours: Outcome, theirs: Outcome) -> None:
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-6)
     assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
     assert ours.weights.keys() == theirs.weights.keys()
-    for one, two in zip(ours.averages, theirs.averages, strict=True):
+    assert ours.tokens == theirs.tokens
+    for one, two in zip([*ours.averages, *ours.tested], [*theirs.averages, *theirs.tested], strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-12)
 
 
@@ -161,6 +168,28 @@ def test_two_workers_compute_the_gradients_losses_and_metrics_of_one(kind: str) 
         assert_alike(outcome, alone)
     assert alone.metrics["val_samples"] == 7
     assert alone.metrics["test_samples"] == 5
+    assert sum(alone.tokens) == sum(make_split(21, 0)["length"])
+
+
+def test_a_test_keeps_the_prediction_for_each_sample() -> None:
+    alone = trained_alone("classifier")
+    assert isinstance(alone.tested, SamplePredictions)
+    ids, labels, predicted, probabilities = alone.tested
+    assert ids.tolist() == list(range(5))
+    assert labels.tolist() == make_split(5, 2)["label"]
+    assert predicted.tolist() == probabilities.argmax(axis=1).tolist()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert (labels == predicted).mean() == pytest.approx(alone.metrics["test_accuracy"])
+    assert -np.log(probabilities[ids, labels]).mean() == pytest.approx(alone.metrics["test_loss"], rel=1e-5)
+
+
+def test_a_test_counts_the_tokens_that_were_masked_and_restored() -> None:
+    alone = trained_alone("mlm")
+    assert isinstance(alone.tested, TokenCounts)
+    labels = torch.cat([batch["labels"].flatten() for batch in make_data("mlm", 0, 1).test_dataloader()])
+    assert alone.tested.masked.tolist() == torch.bincount(labels[labels != -100], minlength=VOCAB_SIZE).tolist()
+    assert (alone.tested.restored <= alone.tested.masked).all()
+    assert alone.tested.restored.sum() / alone.tested.masked.sum() == pytest.approx(alone.metrics["test_accuracy"])
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3])

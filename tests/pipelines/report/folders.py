@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.journal import Record
+from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
 from pipelines.past_run import PastStage
 from pipelines.report.parts import Picture
-from pipelines.report.sources import PREDICTIONS, TOKEN_ACCURACY, Sources
+from pipelines.report.sources import Sources
 from pipelines.sink import StageRun
 from pipelines.storage import Storage
 

@@ -107,7 +107,7 @@ def test_tokens_make_up_a_text_shaded_by_their_weights() -> None:
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    cells = shaded_tokens(["word"] * 1000, None)
+    cells = shaded_tokens(["word"] * 1000, np.ones(1000))
     assert len(cells) == 401
     assert cells[-1].text == " … and 600 more tokens"
 

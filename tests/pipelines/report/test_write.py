@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipelines.__main__ import main
+from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
 from pipelines.past_run import read_run
 from pipelines.report import curves, page, parts, stage
 from pipelines.report.parts import Picture
-from pipelines.report.sources import PREDICTIONS, TOKEN_ACCURACY, Sources
+from pipelines.report.sources import Sources
 from pipelines.report.write import write_report
 from pipelines.sink import PICTURES, REPORT
 from pipelines.storage import Storage
@@ -26,9 +24,8 @@ from tests.pipelines.report.folders import write_predictions, write_system, writ
 from tests.pipelines.report.test_page import Page
 from tests.pipelines.test_pipeline import STAGES, chain, digits
 
-ATTENTION = "perceiver.attention_maps"
 LABELS = ("<b>bad</b>", "$good_$")
-FROM_OTHERS = ("system-0.jsonl", PREDICTIONS, TOKEN_ACCURACY)
+NEW_FILES = ("system-0.jsonl", PREDICTIONS, TOKEN_ACCURACY)
 ALWAYS = {"loss", "speed", "waiting", "learning-rate"}
 
 
@@ -58,33 +55,13 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     """A copy of it that lacks what not every version writes."""
     for name in ("texts", "images"):
         shutil.copytree(trained / name, tmp_path / name)
-    for name in FROM_OTHERS:
+    for name in NEW_FILES:
         for file in tmp_path.rglob(name):
             file.unlink()
     return tmp_path
 
 
-@pytest.fixture
-def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, ATTENTION, None)
-
-
-@pytest.fixture
-def with_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every latent read all inputs alike."""
-    module: Any = ModuleType(ATTENTION)
-
-    def attention_maps(model: Any, x: torch.Tensor, pad_mask: torch.Tensor | None = None) -> Any:
-        inputs = x.shape[1] if x.dim() == 2 else x.shape[1] * x.shape[2]
-        layers = [torch.full((len(x), 2, 4, inputs), 1 / inputs)] * 2
-        return SimpleNamespace(layers=layers, decoder=torch.full((len(x), 1, 1, 4), 0.25))
-
-    module.attention_maps = attention_maps
-    module.input_attribution = lambda model, x, pad_mask=None: torch.full(x.shape, 1 / x.shape[1])
-    monkeypatch.setitem(sys.modules, ATTENTION, module)
-
-
-def add_what_others_write(run: Path) -> None:
+def add_new_files(run: Path) -> None:
     """Write predictions that are all wrong, token accuracies and the load of a machine."""
     for past in read_run(Storage.from_uri(run)).stages:
         found, folder = Sources(past), Path(past.run.folder.path)
@@ -124,7 +101,6 @@ def test_a_second_start_draws_nothing_again(trained: Path) -> None:
     assert (trained / "images" / REPORT).stat().st_mtime_ns == before
 
 
-@pytest.mark.usefixtures("without_attention")
 def test_old_runs_have_a_page_that_says_what_is_missing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main_report(runs / "texts")
     captured = capsys.readouterr()
@@ -136,7 +112,6 @@ def test_old_runs_have_a_page_that_says_what_is_missing(runs: Path, capsys: pyte
         "Worst errors": f"there is no {PREDICTIONS}",
         "Accuracy by token frequency": f"there is no {TOKEN_ACCURACY}",
         "Load": "there is no system-RANK.jsonl",
-        "Attention": f"this version has no {ATTENTION}",
     }.items():
         assert f"Not shown: {title}; {reason}." in text
 
@@ -147,10 +122,9 @@ def main_report(run: Path) -> None:
     assert ended.value.code == 0
 
 
-@pytest.mark.usefixtures("with_attention")
 def test_with_all_sources_every_picture_is_drawn(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("texts", "images"):
-        add_what_others_write(runs / name)
+        add_new_files(runs / name)
         main_report(runs / name)
     assert capsys.readouterr().err == ""
     machine, classifier = {*ALWAYS, "load", "memory", "attention-1"}, {"accuracy", "confusion", "reliability"}
@@ -164,13 +138,6 @@ def test_with_all_sources_every_picture_is_drawn(runs: Path, capsys: pytest.Capt
     assert f"{LABELS[0]}, taken for {LABELS[1]} (90.0%)" in page.text
 
 
-@pytest.mark.usefixtures("without_attention")
-def test_texts_are_shown_unshaded_where_no_attribution_is_known(runs: Path) -> None:
-    add_what_others_write(runs / "texts")
-    main_report(runs / "texts")
-    assert f"Tokens are not shaded: this version has no {ATTENTION}." in shown(runs / "texts").text
-
-
 def test_predictions_of_other_samples_are_refused(runs: Path) -> None:
     folder = runs / "texts" / "finetune"
     write_predictions(folder, [0, 1], [[0.1, 0.9], [0.9, 0.1]], [0, 10_000])
@@ -179,7 +146,7 @@ def test_predictions_of_other_samples_are_refused(runs: Path) -> None:
 
 
 def test_data_that_has_changed_is_not_shown(runs: Path, trained: Path, tmp_path: Path) -> None:
-    add_what_others_write(runs / "texts")
+    add_new_files(runs / "texts")
     other = tmp_path / "other.csv"
     other.write_text((trained / "reviews.csv").read_text() + "\nnew,$good_$")
     for config in (runs / "texts").rglob("config.yaml"):
