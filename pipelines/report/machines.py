@@ -16,6 +16,7 @@ from pipelines.report.sources import Sources
 
 _GB = 1e9
 _MOST_LINES = 16
+_FEW_POINTS = 3  # a line of one would not be seen
 
 Series = tuple[str, Sequence[Mapping[str, Any]], str]
 """Name of a line, its records, and the field that it shows."""
@@ -54,6 +55,8 @@ def _draw(axes: Axes, lines: Sequence[Series], dashed: Sequence[Series], unit: f
         values = thinned([record[field] / unit for record in records])
         style = "-" if number < len(lines) else "--"
         axes.plot(minutes, values, style, color=COLORS[number % len(COLORS)], linewidth=1.2, label=shortened(name, 28))
+        axes.lines[-1].set_marker("." if len(values) < _FEW_POINTS else "")
+    axes.set_xlim(left=0)
     axes.legend(fontsize=7.5)
 
 
@@ -103,7 +106,7 @@ def operations(sources: Sources) -> list[Facts]:
 
 
 def _scaled(value: float, unit: str) -> str:
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}"
