@@ -43,18 +43,21 @@ pipelines:
   text-classifier   a text classifier from scratch, from a pretrained encoder, or from another classifier
   image-classifier  an image classifier
 
-tools:
-  doctor [VERB]     say what a run would use and what is wrong with it
-  submit VERB       let a Ray cluster run a pipeline
-  compare           say how runs differ: settings, metrics, and the samples they predict differently
-  export            write a trained model as ONNX, or as a program of torch.export
-  convert           turn a checkpoint of krasserm/perceiver-io into a model folder
+models:
   predict           classify texts or images, or fill masks, with a trained model
   batch-predict     classify files that may not fit in memory, on Ray actors
-  sync-mlflow       let MLflow have what it lacks of a run, because it was down or is another one
+  serve             answer HTTP requests with a trained model
   register RUN      give a trained model to MLflow's model registry, as the candidate
   promote NAME      make the candidate of the registry the champion, if it is better
-  serve             answer HTTP requests with a trained model
+  export            write a trained model as ONNX, or as a program of torch.export
+  convert           turn a checkpoint of krasserm/perceiver-io into a model folder
+
+runs:
+  submit VERB       let a Ray cluster run a pipeline
+  doctor [VERB]     say what a run would use and what is wrong with it
+  report RUN        draw report.html, the page of a run, again
+  compare RUN RUN   say how runs differ: settings, metrics, and the samples they predict differently
+  sync-mlflow RUN   let MLflow have what it lacks of a run, because it was down or is another one
 
 `{PROGRAM} VERB -h` shows every option of a verb with its default and its meaning.
 """

@@ -115,6 +115,8 @@ class TrackingConfig:
     """MLflow tracking URI, unless MLFLOW_TRACKING_URI is set (null: mlflow.db in storage_path)."""
     tensorboard: bool = True
     """Whether TensorBoard files are written beside the metrics."""
+    report: bool = True
+    """Whether report.html, the page of the run, and its pictures are drawn at the end."""
     register: str | None = None
     """Name in MLflow's model registry under which the last stage's model becomes the candidate (null: none)."""
 

@@ -15,7 +15,7 @@ from pipelines.journal import Record
 from pipelines.mlflow_client import artifact_location, make_client, tracking_uri, without_secrets
 from pipelines.mlflow_run import SECTION, MlflowRun
 from pipelines.origin import origin_tags
-from pipelines.sink import PipelineRun, StageRun, Status, TrackingFile
+from pipelines.sink import PICTURES, PipelineRun, StageRun, Status, TrackingFile
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,11 +87,12 @@ class MlflowSink:
             run.log_events([record for record in new if record["kind"] == "event"])
 
     def end(self, stage: StageRun) -> None:
-        """Send the configuration and the model, and end the stage's run."""
+        """Send the configuration, the pictures that are there and the model, and end the stage's run."""
         run = self._stages[stage.folder.uri]
         if (stage.folder / "config.yaml").exists():
             run.client.log_text(run.run_id, (stage.folder / "config.yaml").read_bytes().decode(), "config.yaml")
         run.set_tags(stage.tags)
+        run.log_folder(stage.folder / PICTURES)
         if stage.status == "FINISHED":
             run.log_folder(stage.folder / "model")
         run.terminate(stage.status or "FAILED", stage.end_time)

@@ -13,7 +13,7 @@ from perceiver.errors import UserError
 from pipelines.config import RunConfig, SentimentConfig, TrackingConfig
 from pipelines.journal import Record, read_journal
 from pipelines.mlflow_run import noted_end
-from pipelines.sink import PipelineRun, StageRun, Status, TrackingFile, summary_of
+from pipelines.sink import PICTURES, REPORT, PipelineRun, StageRun, Status, TrackingFile, summary_of
 from pipelines.stage_folder import CONFIG, ERROR, STAGE, StageFolder
 from pipelines.storage import Storage
 
@@ -71,7 +71,7 @@ def read_run(folder: Storage) -> PastRun:
     stages = list(_read_stages(folder))
     tags = {"synthetic_data": "true"} if any(stage.synthetic for stage in stages) else {}
     begun = min((stage.run.start_time for stage in stages), default=None)
-    run = PipelineRun(folder.parent, folder.name, _tracking(folder, config), config, tags, start_time=begun)
+    run = PipelineRun(folder.parent, folder.name, _tracking(folder, config), config, tags, (REPORT, PICTURES), begun)
     status = _status_of_run(config, stages)
     ended = max((stage.run.end_time or 0.0 for stage in stages), default=time.time())
     summary = summary_of({stage.run.name: stage.result for stage in stages})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from perceiver.data.text import split_text
 from pipelines.cli import Command
 from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig, stages_of
-from pipelines.pipeline import Pipeline, StageOutcome
+from pipelines.pipeline import Pipeline, StageFailedError, StageOutcome
 from pipelines.progress import Progress, SummaryRow, print_summary
 from pipelines.sentiment import baselines
-from pipelines.sink import PipelineRun
+from pipelines.sink import REPORT, PipelineRun
 from pipelines.storage import Storage
 from pipelines.tracking import viewing_commands
 
@@ -40,6 +41,10 @@ def run(command: Command) -> list[StageOutcome]:
         if isinstance(command.config, SentimentConfig) and command.config.baselines:
             figures = baselines(command.config.data, folder, progress.message)
             rows = [SummaryRow(_BASELINE_NAMES[name], test_accuracy=value) for name, value in figures.items()]
+        _report(command, folder, outcomes, progress)
+    except StageFailedError:
+        _report(command, folder, [], progress)
+        raise
     finally:
         progress.close()
     print_summary(str(folder), [*map(_row, outcomes), *rows], _commands(pipeline, outcomes))
@@ -48,6 +53,15 @@ def run(command: Command) -> list[StageOutcome]:
 
         register_outcome(outcomes[-1].folder, command.run, storage)
     return outcomes
+
+
+def _report(command: Command, folder: Storage, outcomes: Sequence[StageOutcome], progress: Progress) -> None:
+    """Draw the run, unless nothing has changed since it was drawn last."""
+    is_old = bool(outcomes) and all(outcome.skipped for outcome in outcomes)
+    if command.run.tracking.report and not (is_old and (folder / REPORT).exists()):
+        from pipelines.report.write import report_run
+
+        report_run(folder, progress.message)
 
 
 def _row(outcome: StageOutcome) -> SummaryRow:
@@ -65,8 +79,10 @@ def _row(outcome: StageOutcome) -> SummaryRow:
 
 
 def _commands(pipeline: Pipeline, outcomes: list[StageOutcome]) -> dict[str, str]:
-    """Return the commands that open the results, by what they open."""
-    commands = viewing_commands(PipelineRun(pipeline.storage, pipeline.run.run_name, pipeline.run.tracking))
+    """Return how to open the results, by what is opened."""
+    page = pipeline.folder / REPORT
+    commands = {"Report": str(page)} if page.exists() else {}
+    commands |= viewing_commands(PipelineRun(pipeline.storage, pipeline.run.run_name, pipeline.run.tracking))
     last = outcomes[-1]
     if last.folder.is_local:
         use = _use(pipeline.stages[last.name], f"{last.folder}/model")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+REPORT, PICTURES = "report.html", "pictures"
+"""The page of a run, and the pictures of a run or stage, in the folder of either."""
+
 
 class TrackingFile:
     """tracking.json in a folder: what each sink has to remember there, one section per sink. Safe between threads."""

@@ -16,6 +16,7 @@ from pipelines.models.export_options import ExportOptions
 from pipelines.models.predict_options import INPUT_HELP, TEXT_HELP, BatchPredictConfig, PredictConfig
 from pipelines.models.registry_options import PromoteOptions, RegisterOptions
 from pipelines.models.serve_options import ServeOptions
+from pipelines.report.options import ReportOptions
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ TOOLS: dict[str, Tool] = {
     ),
     "promote": Tool(PromoteOptions, "pipelines.models.promote:promote", "name", "Name in the registry."),
     "serve": Tool(ServeOptions, "pipelines.models.serve:serve"),
+    "report": Tool(
+        ReportOptions,
+        "pipelines.report.command:report",
+        positional="run",
+        meaning="Folder or URI of a run, or its name in storage_path.",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ OPTIONS = {
     "encoder.num_self_attention_layers_per_block": 1,
     "tracking.mlflow": "false",
     "tracking.tensorboard": "false",
+    "tracking.report": "false",
     "data.cache_dir": "{root}/cache",
     "storage_path": "{root}/runs",
 }

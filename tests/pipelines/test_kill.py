@@ -40,6 +40,7 @@ def command(tmp_path: Path, run_name: str, mlflow: bool = False) -> list[str]:
         "scaling.cpus_per_worker": 1,
         "tracking.mlflow": str(mlflow).lower(),
         "tracking.tensorboard": "false",
+        "tracking.report": "false",
     }
     return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
 

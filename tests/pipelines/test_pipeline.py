@@ -34,7 +34,12 @@ ENCODER: Options = {
     "encoder.num_self_attention_layers_per_block": 1,
 }
 TRAINER: Options = {"trainer.max_epochs": 1, "trainer.batch_size": 32}
-IN_PROCESS: Options = {"scaling.num_workers": 0, "tracking.mlflow": "false", "tracking.tensorboard": "false"}
+IN_PROCESS: Options = {
+    "scaling.num_workers": 0,
+    "tracking.mlflow": "false",
+    "tracking.tensorboard": "false",
+    "tracking.report": "false",
+}
 
 
 def chain(storage: Path, cache: Path, options: Options | None = None) -> list[str]:
@@ -257,7 +262,7 @@ def tracked(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        main(chain(storage, cache, {"tracking.mlflow": "true", "baselines": "false"}))
+        main(chain(storage, cache, {"tracking.mlflow": "true", "tracking.report": "true", "baselines": "false"}))
     return storage
 
 
@@ -304,14 +309,18 @@ def test_mlflow_has_every_point(tracked: Path, client: MlflowClient) -> None:
             assert points == [(record["step"], record[metric]) for record in records if record["kind"] == kind]
 
 
-def test_mlflow_has_model_config_and_fills(tracked: Path, client: MlflowClient) -> None:
-    _, stages = mlflow_runs(client, "sentiment")
+def test_mlflow_has_model_config_fills_and_report(tracked: Path, client: MlflowClient) -> None:
+    parent, stages = mlflow_runs(client, "sentiment")
     for name, run in stages.items():
         names = {file.path for file in client.list_artifacts(run.info.run_id)}
-        assert names == {"model", "config.yaml"} | ({"fills.json"} if name == "mlm" else set())
+        assert names == {"model", "config.yaml", "pictures"} | ({"fills.json"} if name == "mlm" else set())
+        assert "pictures/loss.png" in {file.path for file in client.list_artifacts(run.info.run_id, "pictures")}
         folder = Path(client.download_artifacts(run.info.run_id, "model"))
         load_model(folder)
         assert (folder / "model.safetensors").read_bytes() == weights(tracked / "sentiment" / name)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"report.html", "pictures"}
+    page = Path(client.download_artifacts(parent.info.run_id, "report.html"))
+    assert page.read_bytes() == (tracked / "sentiment" / "report.html").read_bytes()
     table = json.loads(Path(client.download_artifacts(stages["mlm"].info.run_id, "fills.json")).read_text())
     assert {"step", "text", "prediction"} <= set(table["columns"])
     assert len(table["data"]) == 3, "a row per mask of the two default samples"

@@ -28,6 +28,7 @@ OPTIONS = {
     "trainer.batch_size": 38,
     "tracking.mlflow": "false",
     "tracking.tensorboard": "false",
+    "tracking.report": "false",
 }
 
 

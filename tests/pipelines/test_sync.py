@@ -25,7 +25,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("live")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        options = {"run_name": "chain", "tracking.mlflow": "true", "baselines": "false"}
+        options = {"run_name": "chain", "tracking.mlflow": "true", "tracking.report": "true", "baselines": "false"}
         main(chain(root, root / "cache", options))
     return root
 
