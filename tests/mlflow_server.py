@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
-        _wait_until_healthy(address, process, folder / "log.txt")
+        wait_until_healthy(address, process, folder / "log.txt")
         yield address
     finally:
         with suppress(ProcessLookupError):
@@ -44,7 +44,8 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server answers; fail with its log if it ends, or takes too long."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         with suppress(OSError):

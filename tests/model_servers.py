@@ -6,16 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mlflow_server import free_port
+from tests.mlflow_server import free_port, wait_until_healthy
 
-_START_SECONDS = 180.0
 _STOP_SECONDS = 60.0
 _REPOSITORY = Path(__file__).parents[1]
 
@@ -67,7 +64,7 @@ def _server(command: list[str], url: str, log: Path, environment: Mapping[str, s
             command, stdout=output, stderr=output, env=environment, cwd=_REPOSITORY, start_new_session=True
         )
     try:
-        _wait_until_healthy(url, process, log)
+        wait_until_healthy(url, process, log)
         yield ModelServer(url, process, log)
     finally:
         process.terminate()
@@ -76,14 +73,3 @@ def _server(command: list[str], url: str, log: Path, environment: Mapping[str, s
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(_STOP_SECONDS)
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        with suppress(OSError):
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)

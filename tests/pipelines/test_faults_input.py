@@ -26,19 +26,10 @@ from tests.pipelines.faults import (
 FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing happens to."""
-    run = Run(tmp_path_factory.mktemp("whole"))
-    outcome = run.run()
-    assert outcome.status == 0, outcome.said
-    return run
-
-
 # --- NaN ---
 
 
-def test_a_weight_that_is_no_number_ends_the_run_at_that_step(whole: Run, tmp_path: Path) -> None:
+def test_a_weight_that_is_no_number_ends_the_run_at_that_step(undisturbed: Run, tmp_path: Path) -> None:
     run, step = Run(tmp_path), 11
     outcome = run.run(partial(poison_before_step, step))
     assert outcome.status == 1
@@ -55,7 +46,7 @@ def test_a_weight_that_is_no_number_ends_the_run_at_that_step(whole: Run, tmp_pa
     assert all(torch.isfinite(weight).all() for weight in run.store.load(found)["state_dict"].values())
 
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 def test_a_learning_rate_without_reason_ends_the_run_at_the_first_loss_that_is_no_number(tmp_path: Path) -> None:
@@ -96,7 +87,7 @@ def test_the_payload_would_run_if_it_were_unpickled(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_with_code_is_refused_and_not_run(whole: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_refused_and_not_run(undisturbed: Run, tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.run_until(9)
     folder = run.checkpoint(9)
@@ -112,7 +103,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(whole: Run, tmp_path: Pat
         path.unlink()
     folder.rmdir()
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 def test_an_input_model_with_code_is_refused_and_not_run(tmp_path: Path) -> None:

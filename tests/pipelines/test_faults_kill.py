@@ -31,30 +31,21 @@ from tests.pipelines.faults import (
 )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing happens to."""
-    run = Run(tmp_path_factory.mktemp("whole"))
-    outcome = run.run()
-    assert outcome.status == 0, outcome.said
-    return run
-
-
-def test_a_run_killed_again_and_again_ends_like_the_whole_one(whole: Run, tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_like_the_whole_one(undisturbed: Run, tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (2, 11, 16):
         assert run.run(partial(before_step, step, die)).status == -9
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
-def test_mlflow_has_one_run_with_every_step_once_after_a_kill(whole: Run, tmp_path: Path) -> None:
+def test_mlflow_has_one_run_with_every_step_once_after_a_kill(undisturbed: Run, tmp_path: Path) -> None:
     run = Run(tmp_path, **{"tracking.mlflow": "true"})
     for step in (7, 14):
         assert run.run(partial(before_step, step, partial(die, run.storage / "mlflow.db"))).status == -9
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
     client = MlflowClient(f"sqlite:///{run.storage}/mlflow.db")
     experiment = client.get_experiment_by_name("perceiver")
@@ -89,29 +80,29 @@ def test_a_writer_that_dies_at_any_byte_leaves_the_newest_whole_checkpoint(tmp_p
     assert newest > 1, "some writers come to an end"
 
 
-def test_a_run_that_dies_while_it_writes_checkpoints_ends_like_the_whole_one(whole: Run, tmp_path: Path) -> None:
+def test_a_run_that_dies_while_it_writes_checkpoints_ends_like_the_whole_one(undisturbed: Run, tmp_path: Path) -> None:
     run, counts = Run(tmp_path), random.Random(1)
-    size = size_of(whole.checkpoint(STEPS))
+    size = size_of(undisturbed.checkpoint(STEPS))
     for _ in range(4):
         assert run.run(partial(die_after_bytes, counts.randrange(2 * size))).status == -9
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
-def test_runs_that_die_at_any_byte_of_any_checkpoint_end_like_the_whole_one(whole: Run, tmp_path: Path) -> None:
-    counts, size = random.Random(2), size_of(whole.checkpoint(STEPS))
+def test_runs_that_die_at_any_byte_of_any_checkpoint_end_like_the_whole_one(undisturbed: Run, tmp_path: Path) -> None:
+    counts, size = random.Random(2), size_of(undisturbed.checkpoint(STEPS))
     for number in range(12):
         root = tmp_path / str(number)
         root.mkdir()
         run = Run(root)
         assert run.run(partial(die_after_bytes, counts.randrange(6 * size))).status == -9
         assert run.run().status == 0
-        assert_same_end(run, whole)
+        assert_same_end(run, undisturbed)
         shutil.rmtree(root)
 
 
-def test_a_second_command_is_refused_within_five_seconds_and_writes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_a_second_command_is_refused_within_five_seconds_and_writes_nothing(undisturbed: Run, tmp_path: Path) -> None:
     first, second, go_on = Run(tmp_path), Run(tmp_path), tmp_path / "go on"
     second.log = tmp_path / "second.txt"
     process = first.start(partial(before_step, 11, partial(wait_for, go_on.exists)))
@@ -130,4 +121,4 @@ def test_a_second_command_is_refused_within_five_seconds_and_writes_nothing(whol
     finally:
         go_on.touch()
     assert first.end(process).status == 0
-    assert_same_end(first, whole)
+    assert_same_end(first, undisturbed)

@@ -21,15 +21,6 @@ from tests.pipelines.faults import Outcome, Run, assert_same_end, before_step, f
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing happens to."""
-    run = Run(tmp_path_factory.mktemp("whole"))
-    outcome = run.run()
-    assert outcome.status == 0, outcome.said
-    return run
-
-
-@pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was killed after its checkpoint of step 9, the one before which is that of step 8."""
     run = Run(tmp_path_factory.mktemp("interrupted"))
@@ -52,7 +43,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
-    whole: Run, interrupted: Run, tmp_path: Path, damage: str
+    undisturbed: Run, interrupted: Run, tmp_path: Path, damage: str
 ) -> None:
     run = interrupted.copied_to(tmp_path)
     DAMAGES[damage](run.checkpoint(9))
@@ -60,10 +51,12 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
     assert outcome.status == 0
     lines = [line for line in outcome.said.splitlines() if "damaged" in line]
     assert lines == [f"image-classifier  {Position(9).name} is damaged: goes on from {Position(8).name}"]
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(whole: Run, interrupted: Run, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(
+    undisturbed: Run, interrupted: Run, tmp_path: Path
+) -> None:
     run = interrupted.copied_to(tmp_path)
     for step in (8, 9):
         DAMAGES["truncated"](run.checkpoint(step))
@@ -71,7 +64,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(whole: Run, interru
     assert outcome.status == 0
     names = f"{Position(9).name}, {Position(8).name}"
     assert f"image-classifier  {names} are damaged: starts anew" in outcome.said.splitlines()
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 @contextmanager
@@ -103,7 +96,7 @@ def assert_one_line(outcome: Outcome, reason: str) -> None:
 
 @pytest.mark.parametrize(("left", "newest"), [(0, {3, 6}), (50_000, {6})])
 def test_a_run_whose_disk_is_full_keeps_its_checkpoint_and_goes_on_when_there_is_space(
-    whole: Run, small_disk: Path, tmp_path: Path, left: int, newest: set[int]
+    undisturbed: Run, small_disk: Path, tmp_path: Path, left: int, newest: set[int]
 ) -> None:
     run, filler = Run(tmp_path, storage=small_disk / "runs"), small_disk / "filler"
     outcome = run.run(partial(before_step, 8, partial(fill_disk, filler, left)))
@@ -117,12 +110,12 @@ def test_a_run_whose_disk_is_full_keeps_its_checkpoint_and_goes_on_when_there_is
     outcome = run.run()
     assert outcome.status == 0
     assert "goes on from its newest checkpoint" in outcome.said
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
 def test_a_full_disk_that_mlflow_and_tensorboard_write_to_as_well_is_one_line(
-    whole: Run, small_disk: Path, tmp_path: Path
+    undisturbed: Run, small_disk: Path, tmp_path: Path
 ) -> None:
     tracking = {"tracking.mlflow": "true", "tracking.tensorboard": "true"}
     run, filler = Run(tmp_path, storage=small_disk / "runs", **tracking), small_disk / "filler"
@@ -130,20 +123,20 @@ def test_a_full_disk_that_mlflow_and_tensorboard_write_to_as_well_is_one_line(
     assert_one_line(outcome, "No space left on device")
     filler.unlink()
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
-def test_a_file_system_that_takes_no_large_file_is_one_line_and_goes_on_later(whole: Run, tmp_path: Path) -> None:
+def test_a_file_system_that_takes_no_large_file_is_one_line_and_goes_on_later(undisturbed: Run, tmp_path: Path) -> None:
     """As where a quota ends; it needs neither a disk of its own nor the right to mount one."""
     run = Run(tmp_path)
-    limit = (whole.checkpoint(16) / STATE).stat().st_size // 2
+    limit = (undisturbed.checkpoint(16) / STATE).stat().st_size // 2
     outcome = run.run(partial(before_step, 8, partial(limit_file_size, limit)))
     assert_one_line(outcome, f"File too large: '{run.folder / 'checkpoints'}'; the whole story is in {run.folder}/")
     found = run.store.newest()
     assert found is not None
     assert found.step == 6
     assert run.run().status == 0
-    assert_same_end(run, whole)
+    assert_same_end(run, undisturbed)
 
 
 def test_a_record_that_the_disk_takes_in_part_is_an_error(tmp_path: Path) -> None:
