@@ -10,6 +10,7 @@ import pytest
 from perceiver.config import EncoderConfig
 from pipelines.cli import PIPELINES, Command, ConvertCommand, SyncCommand, parse
 from pipelines.config import SentimentConfig
+from pipelines.models.tools import TOOLS, ToolCommand
 from pipelines.tool_cli import DoctorCommand, SubmitCommand, SubmitConfig
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
@@ -111,14 +112,14 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("argv", readme_commands(), ids=" ".join)
 def test_commands_of_the_readme_parse(argv: list[str]) -> None:
-    assert isinstance(parse(argv), Command | ConvertCommand | DoctorCommand | SubmitCommand | SyncCommand)
+    assert isinstance(parse(argv), Command | ConvertCommand | DoctorCommand | SubmitCommand | SyncCommand | ToolCommand)
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse([])
     overview = capsys.readouterr().out
-    assert all(verb in overview for verb in [*PIPELINES, "doctor", "submit", "convert", "sync-mlflow"])
+    assert all(verb in overview for verb in [*PIPELINES, *TOOLS, "doctor", "submit", "convert", "sync-mlflow"])
 
 
 def test_convert_takes_overrides() -> None:
