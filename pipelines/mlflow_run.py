@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SECTION = "mlflow"
+_DESCRIPTION = "mlflow.note.content"  # Markdown
 
 _METRICS_PER_CALL = 1000
 _PARAMETERS_PER_CALL = 100
@@ -160,7 +161,7 @@ class MlflowRun:
                 self.client.set_tag(self.run_id, key, value)
 
     def log_artifact(self, place: Storage) -> None:
-        """Send a file or folder as an artifact of the same name, if it is there."""
+        """Send a file or folder as an artifact of the same name, if it is there; a page is described as well."""
         if place.is_dir():
             self.log_folder(place)
         elif place.exists():
@@ -168,6 +169,15 @@ class MlflowRun:
                 file = Path(folder) / place.name
                 file.write_bytes(place.read_bytes())
                 self.client.log_artifact(self.run_id, str(file))
+            if place.name.endswith(".html"):
+                self._describe(place.name)
+
+    def _describe(self, page: str) -> None:
+        """Let the run's description lead to a page, unless somebody wrote another description."""
+        run = self.client.get_run(self.run_id)
+        if _DESCRIPTION not in run.data.tags:
+            place = f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/{page}"
+            self.client.set_tag(self.run_id, _DESCRIPTION, f"All pictures on one page: [{page}]({place})")
 
     def terminate(self, status: Status, end_time: float | None) -> None:
         """End the run at a time in unix seconds (none: now)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,7 +109,9 @@ class Pipeline:
         write_config(self.folder, self.config, self.run)
         parameters = plain({**asdict(self.config), **asdict(self.run)})
         tags = {"synthetic_data": "true"} if first.synthetic else {}
-        pipeline_run = PipelineRun(self.storage, self.run.run_name, self.run.tracking, parameters, tags)
+        pipeline_run = PipelineRun(
+            self.storage, self.run.run_name, self.run.tracking, parameters, tags, start_time=time.time()
+        )
         tracker = Tracker(pipeline_run, warn=progress.message)
         status: Status = "FAILED"
         try:

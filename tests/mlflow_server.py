@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,9 +30,16 @@ def free_port() -> int:
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """Yield the address of a server that keeps everything in a folder."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
     stores = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", f"--port={port}", "--workers=1", *stores]
+    with running(["server", "--workers=1", *stores], folder) as address:
+        yield address
+
+
+@contextmanager
+def running(arguments: Sequence[str], folder: Path) -> Iterator[str]:
+    """Yield the address of an MLflow that was started in a folder with some arguments and a free port."""
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", *arguments, f"--port={port}"]
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:

@@ -1,27 +1,28 @@
-"""What a search looks like: tune.html, which needs no network, and the same pictures as PNG files.
+"""What a search looks like: tune.html, and the same pictures as PNG files.
 
 Optuna draws the pictures, with plotly for the page and with matplotlib for the files.
 """
 
 from __future__ import annotations
 
-import html
 import io
-import warnings
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import optuna
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly import graph_objects as go
 
+from pipelines.report.parts import BLUE, GREY, drawing_style, new_axes
 from tune.config import Goal
+from tune.page import DrawnTwice, render
 from tune.record import TrialRecord, ranked
 from tune.search import Search
 from tune.space import shown
@@ -32,9 +33,8 @@ _FEWEST = 4  # trials from which it can be told which fields matter
 _TELLING = 0.1  # importance that is worth a word
 _MOST_FIELDS, _MOST_LABELS = 6, 20
 _SIZE = (11.0, 6.0)
-_STYLE = (
-    "body{font-family:sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}h2{margin-top:2em}p{line-height:1.5}"
-)
+_SHARE = "share of the differences"
+_LABEL = "label"  # attribute of a trial in a study
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,18 @@ def write_report(search: Search, records: Sequence[TrialRecord]) -> None:
     study = _make_study(search.space, search.goal, records)
     importances = _importances(study)
     pictures = _pictures(search, records, study, importances)
-    with warnings.catch_warnings():
-        # Optuna's pictures may change, it says, and all trials may be alike in a field.
-        warnings.simplefilter("ignore")
-        for picture in pictures:
-            (search.folder / PICTURES / f"{picture.name}.png").write_bytes(_png(picture))
-        page = _page(search, _lesson(search, records, importances), pictures)
+    # The style is silent, too: Optuna's pictures may change, and all trials may be alike in a field.
+    with drawing_style(), mpl.rc_context({"text.parse_math": True}):  # powers of ten at the axes
+        drawn = [_drawn(picture) for picture in pictures]
+    for picture, twice in zip(pictures, drawn, strict=True):
+        (search.folder / PICTURES / f"{picture.name}.png").write_bytes(twice.png)
+    page = render(search.run.run_name, _lesson(search, records, importances), drawn)
     (search.folder / REPORT).write_bytes(page.encode())
 
 
-def _page(search: Search, lesson: str, pictures: Sequence[_Picture]) -> str:
-    parts = [f"<h1>{html.escape(search.run.run_name)}</h1>", f"<p><b>{html.escape(lesson)}</b></p>"]
-    for number, picture in enumerate(pictures):
-        figure = picture.interactive().update_layout(title=None, margin={"t": 30}, template="plotly_white")
-        # The first figure brings the library that draws them all.
-        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0)
-        parts.append(f"<h2>{html.escape(picture.title)}</h2><p>{html.escape(picture.caption)}</p>{drawn}")
-    head = f'<meta charset="utf-8"><title>{html.escape(search.run.run_name)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+def _drawn(picture: _Picture) -> DrawnTwice:
+    figure = picture.interactive().update_layout(title=None, margin={"t": 30}, template="plotly_white")
+    return DrawnTwice(picture.name, picture.title, picture.caption, _png(picture), figure)
 
 
 def _lesson(search: Search, records: Sequence[TrialRecord], importances: Mapping[str, float]) -> str:
@@ -119,6 +113,7 @@ def _make_study(
                 state=TrialState.COMPLETE,
                 values=values,
                 params=record.values,
+                user_attrs={_LABEL: record.label},
                 distributions=distributions,
                 intermediate_values={int(epoch[EPOCH]): epoch[goal.metric] for epoch in record.epochs},
             )
@@ -154,7 +149,7 @@ def _evaluator() -> optuna.importance.BaseImportanceEvaluator:
 def _pictures(
     search: Search, records: Sequence[TrialRecord], study: optuna.Study, importances: Mapping[str, float]
 ) -> list[_Picture]:
-    plots, prints, metric = optuna.visualization, optuna.visualization.matplotlib, search.goal.metric
+    metric = search.goal.metric
     fields = list(importances)[:_MOST_FIELDS] or None
     pictures = [
         _Picture(
@@ -174,9 +169,9 @@ def _pictures(
         _Picture(
             "parallel-coordinates",
             "Values and what they led to",
-            f"Each line is a trial, its colour the {metric} that it reached.",
-            lambda: plots.plot_parallel_coordinate(study, params=fields, target_name=metric),
-            lambda: prints.plot_parallel_coordinate(study, params=fields, target_name=metric),
+            f"Each line is a trial: the darker, the better the {metric} that it reached.",
+            lambda: optuna.visualization.plot_parallel_coordinate(study, params=fields, target_name=metric),
+            lambda: _printed_parallel(study, fields, metric),
         ),
     ]
     if importances:
@@ -185,8 +180,8 @@ def _pictures(
                 "importances",
                 "Which fields mattered",
                 f"The share of the differences in {metric} that a field accounts for (fANOVA).",
-                lambda: plots.plot_param_importances(study, evaluator=_evaluator(), target_name=metric),
-                lambda: prints.plot_param_importances(study, evaluator=_evaluator(), target_name=metric),
+                lambda: _importance_bars(importances),
+                lambda: _printed_importances(importances),
             )
         )
     return [*pictures, *(_front(search, records, cost) for cost in ("parameters", "seconds"))]
@@ -200,9 +195,55 @@ def _front(search: Search, records: Sequence[TrialRecord], cost: str) -> _Pictur
         f"front-{cost}",
         f"{search.goal.metric} against {cost}",
         f"Trials on the front are those that no other trial beats in both {search.goal.metric} and {cost}.",
-        lambda: optuna.visualization.plot_pareto_front(study, target_names=names),
-        lambda: optuna.visualization.matplotlib.plot_pareto_front(study, target_names=names),
+        lambda: _interactive_front(study, names),
+        lambda: _printed_front(study, names),
     )
+
+
+def _sides(study: optuna.Study) -> Iterator[tuple[str, str, list[FrozenTrial]]]:
+    """Yield the trials that others beat and those on the front, each with what they are called and their colour."""
+    best = {trial.number for trial in study.best_trials}
+    for label, color, on_front in (("other trials", GREY, False), ("on the front", BLUE, True)):
+        trials = [trial for trial in study.trials if (trial.number in best) == on_front]
+        if trials:
+            yield label, color, trials
+
+
+def _interactive_front(study: optuna.Study, names: Sequence[str]) -> go.Figure:
+    figure = go.Figure()
+    for label, color, trials in _sides(study):
+        x, y = zip(*[trial.values for trial in trials], strict=True)
+        hints = [_hint(f"trial {trial.user_attrs[_LABEL]}", trial.params) for trial in trials]
+        figure.add_scatter(x=x, y=y, name=label, mode="markers", marker={"color": color, "size": 9}, hovertext=hints)
+    return figure.update_layout(xaxis_title=names[0], yaxis_title=names[1])
+
+
+def _printed_front(study: optuna.Study, names: Sequence[str]) -> Axes:
+    axes = new_axes(names[0], names[1], _SIZE)
+    for label, color, trials in _sides(study):
+        axes.scatter(*zip(*[trial.values for trial in trials], strict=True), color=color, label=label)
+    axes.legend()
+    return axes
+
+
+def _printed_parallel(study: optuna.Study, fields: list[str] | None, metric: str) -> Axes:
+    with mpl.rc_context({"axes.grid": False}):  # each field would bring a grid of its own
+        return optuna.visualization.matplotlib.plot_parallel_coordinate(study, params=fields, target_name=metric)
+
+
+def _importance_bars(importances: Mapping[str, float]) -> go.Figure:
+    fields, shares = list(importances)[::-1], list(importances.values())[::-1]
+    figure = go.Figure(go.Bar(x=shares, y=fields, orientation="h", texttemplate="%{x:.0%}", marker_color=BLUE))
+    return figure.update_layout(xaxis={"title": _SHARE, "tickformat": ".0%"})
+
+
+def _printed_importances(importances: Mapping[str, float]) -> Axes:
+    axes = new_axes(_SHARE, size=_SIZE)
+    fields, shares = list(importances)[::-1], list(importances.values())[::-1]
+    axes.bar_label(axes.barh(fields, shares, color=BLUE), fmt="{:.0%}", padding=3)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(visible=False, axis="y")
+    return axes
 
 
 def _lines(goal: Goal, records: Sequence[TrialRecord]) -> Iterator[tuple[TrialRecord, list[int], list[float]]]:
@@ -219,7 +260,7 @@ def _curves(goal: Goal, records: Sequence[TrialRecord]) -> go.Figure:
     for record, epochs, values in _lines(goal, records):
         symbols = ["circle"] * (len(epochs) - 1) + ["x" if record.state == "stopped" else "circle"]
         style = {"line": {"dash": "dash", "color": "black"}} if record.number == 0 else {}
-        hint = "<br>".join(f"{field} {shown(value)}" for field, value in record.values.items())
+        hint = _hint(f"trial {record.label}", record.values)
         marker = {"symbol": symbols}
         figure.add_scatter(
             x=epochs,
@@ -230,18 +271,23 @@ def _curves(goal: Goal, records: Sequence[TrialRecord]) -> go.Figure:
             hovertext=hint,
             **style,
         )
-    return figure.update_layout(xaxis={"title": "epoch", "tickformat": "d"}, yaxis_title=goal.metric)
+    most = max(len(record.epochs) for record in records)
+    return figure.update_layout(xaxis={"title": "epoch", "dtick": math.ceil(most / 10)}, yaxis_title=goal.metric)
+
+
+def _hint(title: str, values: Mapping[str, Any]) -> str:
+    """Return what is shown when one points at a trial."""
+    return "<br>".join([title, *(f"{field} {shown(value)}" for field, value in values.items())])
 
 
 def _printed_curves(goal: Goal, records: Sequence[TrialRecord]) -> Axes:
-    axes = Figure().add_subplot()
+    axes = new_axes("epoch", goal.metric, _SIZE)
     for record, epochs, values in _lines(goal, records):
         style: dict[str, Any] = {"linestyle": "--", "color": "black"} if record.number == 0 else {}
         (line,) = axes.plot(epochs, values, marker=".", label=str(record.number), **style)
         if record.state == "stopped":
             axes.plot(epochs[-1], values[-1], marker="x", color=line.get_color(), markersize=9)
-    axes.set(xlabel="epoch", ylabel=goal.metric)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(axes.lines) <= _MOST_LABELS:
         axes.legend(title="trial", ncols=2, fontsize="small")
     return axes
@@ -267,16 +313,15 @@ def _best_so_far(goal: Goal, records: Sequence[TrialRecord]) -> go.Figure:
 
 
 def _printed_best_so_far(goal: Goal, records: Sequence[TrialRecord]) -> Axes:
-    axes = Figure().add_subplot()
+    axes = new_axes("minutes", f"best {goal.metric}", _SIZE)
     axes.step(*_steps(goal, records), where="post", marker=".")
-    axes.set(xlabel="minutes", ylabel=f"best {goal.metric}")
     return axes
 
 
 def _png(picture: _Picture) -> bytes:
     axes = picture.printed()
-    axes.set_title("", loc="left")  # where Optuna puts its own
-    axes.set_title(picture.title)
+    axes.set_title("")  # Optuna's own
+    axes.set_title(picture.title, loc="left")
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.set_size_inches(*_SIZE)

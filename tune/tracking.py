@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -38,6 +39,7 @@ class SearchTracker:
 
     def __init__(self, search: Search, warn: Callable[[str], None]) -> None:
         self._search, self._warn = search, warn
+        self._start_time = time.time()
         self._tracker: Tracker | None = None
         self._followed: dict[int, _Followed] = {}
         self._summary: dict[str, float] = {}
@@ -52,6 +54,7 @@ class SearchTracker:
                 parameters=parameters,
                 tags={"search": search.verb},
                 artifacts=ARTIFACTS,
+                start_time=self._start_time,
                 repair="the same command with --resume true",
             )
             self._tracker = Tracker(run, self._warn)

@@ -6,11 +6,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.past_run import PastRun, PastStage
 from pipelines.progress import duration
@@ -42,19 +41,33 @@ def render(past: PastRun, overview: Sequence[Part], sections: Sequence[StageSect
         overview: Pictures of the run as a whole.
         sections: Its stages, in order.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["data_uri"] = _data_uri
-    source = files("pipelines.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        name=past.run.name,
-        facts=_facts(past),
-        synthetic=any(stage.synthetic for stage in past.stages),
-        rows=_rows(past.stages),
-        events=_events(past.stages),
-        overview=_blocks(overview),
-        sections=[(section.stage.run.name, _blocks(section.parts)) for section in sections],
-        texts_shown=_TEXTS_SHOWN,
+    return (
+        page_environment()
+        .get_template(_TEMPLATE)
+        .render(
+            name=past.run.name,
+            facts=_facts(past),
+            synthetic=any(stage.synthetic for stage in past.stages),
+            rows=_rows(past.stages),
+            events=_events(past.stages),
+            overview=_blocks(overview),
+            sections=[(section.stage.run.name, _blocks(section.parts)) for section in sections],
+            texts_shown=_TEXTS_SHOWN,
+        )
     )
+
+
+def page_environment() -> Environment:
+    """Return what turns templates into pages: it escapes all texts, finds `style.css.j2`, and has `data_uri`."""
+    environment = Environment(
+        loader=PackageLoader("pipelines", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    return environment
 
 
 def _facts(past: PastRun) -> dict[str, str]:

@@ -295,6 +295,9 @@ def test_mlflow_has_a_run_per_pipeline_and_stage(tracked: Path, client: MlflowCl
             assert parent.data.metrics[f"{name}_val_loss"] == stage["result"]["val_loss"]
             assert parent.data.metrics[f"{name}_test_accuracy"] == stage["result"]["test_accuracy"]
     assert parent.data.tags["synthetic_data"] == "true"
+    assert parent.info.start_time <= stages["mlm"].info.start_time
+    assert parent.info.end_time >= stages["finetune"].info.end_time
+    assert f"/runs/{parent.info.run_id}/artifacts/report.html)" in parent.data.tags["mlflow.note.content"]
     assert parent.data.params["frozen.trainer.batch_size"] == "32"
     assert stages["frozen"].data.params["trainer.batch_size"] == "32"
 

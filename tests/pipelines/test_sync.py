@@ -71,7 +71,7 @@ def facts(live: Path, experiment: str) -> dict[str, Any]:
     result = {}
     for name, run in runs_in(live, experiment).items():
         run_id = run.info.run_id
-        own = ("perceiver.key", "mlflow.parentRunId", "mlflow.loggedArtifacts")
+        own = ("perceiver.key", "mlflow.parentRunId", "mlflow.loggedArtifacts", "mlflow.note.content")
         history = {key: client.get_metric_history(run_id, key) for key in run.data.metrics}
         result[name] = {
             "status": run.info.status,

@@ -105,6 +105,8 @@ def assert_tracked(tmp_path: Path, found: list[TrialRecord]) -> None:
         "best.yaml", "trials.parquet", "tune.html", "pictures"
     }  # fmt: skip
     assert parent.data.metrics["trials"] == len(found)
+    assert parent.data.tags["mlflow.note.content"].endswith("artifacts/tune.html)")
+    assert parent.info.start_time <= min(record.start_time for record in found) * 1000
     children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert sorted(children) == [f"trial {record.name}" for record in found]
     for record in found:

@@ -172,7 +172,7 @@ def test_a_picture_that_fails_is_a_line_and_the_others_are_there(runs: Path, mon
 def test_a_report_that_fails_is_no_failure_of_the_run(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(page.Environment, "from_string", fail)
+    monkeypatch.setattr(page, "page_environment", fail)
     main(digits(tmp_path, trained / "cache", {"tracking.report": "true"}))
     captured = capsys.readouterr()
     assert "report: it could not be written (no ink)" in captured.err.splitlines()
