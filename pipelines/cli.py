@@ -162,6 +162,9 @@ class _Parser(ArgumentParser):
 
     def _plain(self, message: str) -> str:
         """Say what the parser says in the user's words."""
+        if missing := re.search(r"^the following arguments are required: (\w+)$", message):
+            dashes = "--" if f"--{missing[1]}" in self._option_string_actions else ""
+            return f"{dashes}{missing[1]} is missing: {self.prog} -h lists the options"
         for pattern in _UNKNOWN:
             if unknown := re.search(pattern, message):
                 return self._unknown(".".join(unknown.groups()))

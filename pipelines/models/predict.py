@@ -59,9 +59,13 @@ def _predict(config: PredictConfig, logger: logging.Logger) -> None:
         with output_of(config.output, config.format, columns) as write:
             predictor = load(folder, config.batch_size)
             predictor.model.to(device)
+            predicted = 0
             one_by_one = config.input is None and not config.text and sys.stdin.isatty()
             for some in _chunks(rows, 1 if one_by_one else config.batch_size * _BATCHES):
                 write(_results(predictor, some, config, logger))
+                predicted += len(some)
+    if config.output is not None:
+        print(f"{config.output}: predictions for {predicted:,} rows", file=sys.stderr)
 
 
 def kind_of(model: ModelConfig) -> Kind:

@@ -82,7 +82,8 @@ def _download(where: str, tracking_uri: str | None, folder: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        local = Path(download_artifacts(artifact_uri=where, dst_path=folder, tracking_uri=uri))
+        with _default_mlflow(uri):
+            local = Path(download_artifacts(artifact_uri=where, dst_path=folder, tracking_uri=uri))
     except (MlflowException, OSError) as error:
         reason = without_secrets(str(error).splitlines()[0][:200])
         raise UserError(f"model {where} is not in MLflow at {shown} ({reason}): look at the name") from None
@@ -90,3 +91,18 @@ def _download(where: str, tracking_uri: str | None, folder: str) -> Path:
     if found is None:
         raise UserError(f"model {where} holds no {CONFIG} and {WEIGHTS}: name the model/ artifact of a stage")
     return found
+
+
+@contextmanager
+def _default_mlflow(uri: str) -> Iterator[None]:
+    """Let MLflow look here where it is told nothing else, as its registry does even where it is told."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, uri))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -15,6 +15,7 @@ from pipelines.config import TrackingConfig
 from pipelines.models.promote import is_better, promote
 from pipelines.models.registry import CANDIDATE, CHAMPION, Origin, add_candidate
 from pipelines.models.registry_options import PromoteOptions, RegisterOptions
+from pipelines.models.where import model_folder
 from tests.mlflow_server import free_port
 from tests.pipelines.models.kinds import TEXT, save
 
@@ -75,6 +76,11 @@ def test_a_run_registers_its_model_with_what_is_known_of_it_and_only_once(
     }
     assert shown["test_accuracy"] == stage.data.metrics["test_accuracy"]
     assert len(client.get_metric_history(version.run_id, "test_accuracy")) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with model_folder(f"models:/digits@{CANDIDATE}", uri) as folder:
+        assert (folder / "model.safetensors").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == [], "MLflow looked for a database of its own"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pyfunc.load_model(f"models:/digits@{CANDIDATE}")
     assert len(loaded.predict(loaded.input_example)) == 1
