@@ -102,7 +102,7 @@ def _check_there(dashboard: Dashboard, command: Command) -> Iterator[Check]:
 
 def _check_room(total: dict[str, float], scaling: ScalingConfig) -> Iterator[Check]:
     use_gpu = total.get("GPU", 0) > 0 if scaling.use_gpu is None else scaling.use_gpu
-    if scaling.use_gpu is None and not use_gpu:
+    if scaling.use_gpu is None and not use_gpu and scaling.max_workers:
         advice = "set scaling.use_gpu to true if GPU nodes start when they are asked for, to false if there are none"
         yield Check("GPUs", "warning", "the cluster has no GPU now, so that the run would train on CPUs", advice)
     each = {"CPU": float(scaling.cpus_per_worker or 1)} | ({"GPU": 1.0} if use_gpu else {})
