@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
           "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port", "node-manager-port",
           "object-manager-port")  # fmt: skip
@@ -111,10 +113,14 @@ def _wait(head: Head, process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the head, which ends its children; whatever is left of its process group goes too."""
+    """End the head, which ends its children; whatever is left of them goes too, such as the driver of a job."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait(10)

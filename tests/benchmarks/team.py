@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +123,11 @@ class Team:
 
     def ask(self, request: Any = None) -> Pass:
         """Return the pass of the slowest worker, with the samples of all."""
-        ask: Callable[[Child], Pass] = lambda child: child.ask(request, timeout=600)  # noqa: E731
+
+        def ask(child: Child) -> Pass:
+            passed: Pass = child.ask(request, timeout=600)
+            return passed
+
         with ThreadPoolExecutor(len(self._children)) as pool:
             passes = list(pool.map(ask, self._children))
         return Pass(max(done.seconds for done in passes), passes[0].steps, sum(done.samples for done in passes))

@@ -139,6 +139,7 @@ class Run:
 
 
 def _child(arguments: list[str], variables: Mapping[str, str], log: Path, trained: Path, fault: Fault | None) -> None:
+    """Run a command in a process of its own, for whose whole life its streams are open and its methods replaced."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -167,26 +168,27 @@ def _note_samples(file: Path) -> None:
 
 def before_step(step: int, action: Fault) -> None:
     """Let an action happen when a step begins."""
-    training_step = Task.training_step
-
-    def acting(self: Task, *arguments: Any) -> Any:
-        if self.trainer.global_step == step - 1:
-            action()
-        return training_step(self, *arguments)
-
-    Task.training_step = acting  # type: ignore[method-assign]
+    _with_task_before_step(step, lambda task: action())
 
 
 def poison_before_step(step: int) -> None:
     """Let a weight be no number when a step begins."""
+
+    def poison(task: Task) -> None:
+        next(task.model.parameters()).data.view(-1)[0] = math.nan
+
+    _with_task_before_step(step, poison)
+
+
+def _with_task_before_step(step: int, action: Callable[[Task], None]) -> None:
     training_step = Task.training_step
 
-    def poisoned(self: Task, *arguments: Any) -> Any:
+    def acting(self: Task, *arguments: Any) -> Any:
         if self.trainer.global_step == step - 1:
-            next(self.model.parameters()).data.view(-1)[0] = math.nan
+            action(self)
         return training_step(self, *arguments)
 
-    Task.training_step = poisoned  # type: ignore[method-assign]
+    Task.training_step = acting  # type: ignore[method-assign]
 
 
 def die(after: Path | None = None) -> None:

@@ -244,7 +244,7 @@ def test_server_that_never_answers_holds_up_nobody(run):
         assert time.monotonic() - started < 1
         assert not tracker.close(timeout=0.5)
         assert time.monotonic() - started < 5
-    assert "did not take every point" in warnings[-1]
+        assert "did not take every point" in warnings[-1]
 
 
 def test_locked_database_delays_points_but_loses_none(run, client):
