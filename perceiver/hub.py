@@ -25,9 +25,8 @@ from perceiver.config import ModelConfig
 from perceiver.errors import UserError
 from perceiver.inference import Fills, Prediction, Predictor
 from perceiver.model import PerceiverIO, PerceiverMLM
-from perceiver.saving import load_model, save_model
+from perceiver.saving import CARD, load_model, save_model
 
-CARD = "README.md"
 _FILES = ["*.safetensors", "*.json", CARD]  # no pickles
 
 
@@ -115,9 +114,8 @@ class PerceiverModel(
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_model(save_directory, self.model, self.model_config, self.tokenizer)
-        if self.card is not None:
-            (save_directory / CARD).write_text(self.card, encoding="utf-8")
+        texts = {} if self.card is None else {CARD: self.card}
+        save_model(save_directory, self.model, self.model_config, self.tokenizer, texts)
 
 
 def _download(name: str, **options: Any) -> Path:

@@ -49,6 +49,18 @@ class Fills(TypedDict):
     fills: list[list[tuple[str, float]]]
 
 
+class Fill(TypedDict):
+    """A token in place of a mask.
+
+    Attributes:
+        token: The token.
+        probability: Its probability.
+    """
+
+    token: str
+    probability: float
+
+
 class Prediction(TypedDict):
     """The class of one input.
 
@@ -128,6 +140,11 @@ def fill_masks(model: PerceiverMLM, tokenizer: Tokenizer, texts: Sequence[str], 
 
 def _named(tokenizer: Tokenizer, ids: list[int], probabilities: list[float]) -> list[tuple[str, float]]:
     return [(tokenizer.id_to_token(id_) or UNK_TOKEN, p) for id_, p in zip(ids, probabilities, strict=True)]
+
+
+def named_fills(found: Fills, k: int | None = None) -> list[list[Fill]]:
+    """Return the fills of a text as records: for each mask, in order, the k most probable tokens (none: all found)."""
+    return [[Fill(token=token, probability=p) for token, p in tokens[:k]] for tokens in found["fills"]]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -22,9 +22,10 @@ from perceiver.tasks.masked_language_model import MaskedLanguageModel
 from perceiver.tasks.tested import SamplePredictions, TokenCounts
 from pipelines.baselines import majority_accuracy, unigram_baseline
 from pipelines.models.card import Baseline
+from pipelines.predictions import PREDICTIONS
 from pipelines.storage import Storage
 
-PREDICTIONS, TOKEN_ACCURACY = "predictions.parquet", "token_accuracy.parquet"
+TOKEN_ACCURACY = "token_accuracy.parquet"
 
 
 def write_tested(folder: Storage, task: Task) -> None:

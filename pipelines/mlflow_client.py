@@ -10,6 +10,8 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,21 @@ def make_client(uri: str) -> MlflowClient:
     for logger in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     return MlflowClient(uri)
+
+
+@contextmanager
+def default_mlflow(uri: str) -> Iterator[None]:
+    """Let MLflow look here where it is told nothing else, as its registry does even where it is told."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, uri))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def artifact_location(uri: str) -> str | None:

@@ -10,15 +10,10 @@ from pipelines.cli import Command
 from pipelines.config import MLMStageConfig, SentimentConfig, StageConfig, TextClassifierStageConfig, stages_of
 from pipelines.pipeline import Pipeline, StageFailedError, StageOutcome
 from pipelines.progress import Progress, SummaryRow, print_summary
-from pipelines.sentiment import baselines
+from pipelines.sentiment import BASELINE_NAMES, baselines
 from pipelines.sink import REPORT, PipelineRun
 from pipelines.storage import Storage
 from pipelines.tracking import viewing_commands
-
-_BASELINE_NAMES = {
-    "majority": "baseline: commonest class",
-    "tfidf_logistic_regression": "baseline: TF-IDF + logistic regression",
-}
 
 
 def run(command: Command) -> list[StageOutcome]:
@@ -40,7 +35,9 @@ def run(command: Command) -> list[StageOutcome]:
         outcomes = pipeline.execute(progress)
         if isinstance(command.config, SentimentConfig) and command.config.baselines:
             figures = baselines(command.config.data, folder, progress.message)
-            rows = [SummaryRow(_BASELINE_NAMES[name], test_accuracy=value) for name, value in figures.items()]
+            rows = [
+                SummaryRow(f"baseline: {BASELINE_NAMES[name]}", test_accuracy=value) for name, value in figures.items()
+            ]
         _report(command, folder, outcomes, progress)
     except StageFailedError:
         _report(command, folder, [], progress)

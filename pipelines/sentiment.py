@@ -12,6 +12,7 @@ from pipelines.baselines import text_baselines
 from pipelines.storage import Storage
 
 BASELINES = "baselines.json"
+BASELINE_NAMES = {"majority": "commonest class", "tfidf_logistic_regression": "TF-IDF + logistic regression"}
 
 
 def baselines(config: TextDataConfig, run_folder: Storage, say: Callable[[str], None]) -> dict[str, float]:

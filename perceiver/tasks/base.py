@@ -153,7 +153,7 @@ class Task(pl.LightningModule):
         """Leave the gradients alone: `on_train_batch_start` cleared them, and those of parts are being added up."""
 
     def on_train_batch_start(self, batch: Batch | list[Batch], batch_idx: int) -> None:
-        """Make dropout a function of the step and the rank alone, so that a resumed run repeats it."""
+        """Clear the gradients; make dropout a function of step and rank alone, so that a resumed run repeats it."""
         self.trainer.optimizers[0].zero_grad()
         seed = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would spend a millisecond where there is no GPU

@@ -8,41 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from perceiver.config import TextDataConfig
-from perceiver.errors import UserError
 from perceiver.saving import CONFIG
 from pipelines.past_run import PastStage
+from pipelines.predictions import PREDICTIONS, Predictions, read_predictions
 from pipelines.stage_folder import MODEL
-
-PREDICTIONS = "predictions.parquet"
-
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The predictions of a stage, sample by sample of the test split."""
-
-    labels: IntArray
-    """Class of each sample (n,)."""
-    predicted: IntArray
-    """Predicted class (n,)."""
-    probabilities: npt.NDArray[np.float32]
-    """Probability of every class (n, classes)."""
-
-    @property
-    def right(self) -> BoolArray:
-        """Whether each sample was predicted as it is (n,)."""
-        return self.predicted == self.labels
-
-    @property
-    def probability_of_label(self) -> npt.NDArray[np.float32]:
-        """Probability of each sample's own class (n,)."""
-        return self.probabilities[np.arange(len(self.labels)), self.labels]
 
 
 @dataclass(frozen=True)
@@ -111,7 +82,7 @@ def compare_predictions(names: Sequence[str], stages: Sequence[PastStage], num_s
     """
     if reason := _why_not(names, stages):
         return ComparedPredictions(reason)
-    found = [_read(stage) for stage in stages]
+    found = [read_predictions(stage.run.folder) for stage in stages]
     first, *others = found
     if any(not np.array_equal(first.labels, other.labels) for other in others):
         return ComparedPredictions("the runs were tested on other samples")
@@ -143,19 +114,9 @@ def _why_not(names: Sequence[str], stages: Sequence[PastStage]) -> str:
     return f"{', '.join(without)} left no {PREDICTIONS}" if without else ""
 
 
-def _read(stage: PastStage) -> Predictions:
-    file = stage.run.folder / PREDICTIONS
-    try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes())).sort_by("sample_id")
-        probabilities = np.stack(table["probabilities"].to_numpy())
-        return Predictions(table["label"].to_numpy(), table["predicted"].to_numpy(), probabilities)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({str(error).splitlines()[0]}): run the stage again") from None
-
-
 def contrast(name: str, first: Predictions, other: Predictions) -> Contrast:
     """Count how a run's predictions differ from those of the first run."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     fixed, broken = int((other.right & ~first.right).sum()), int((first.right & ~other.right).sum())
     return Contrast(
@@ -178,7 +139,7 @@ def _most_changed(found: Sequence[Predictions]) -> list[int]:
     return ids
 
 
-def _texts(stage: PastStage, labels: IntArray, ids: Sequence[int]) -> tuple[Sequence[str | None], str]:
+def _texts(stage: PastStage, labels: npt.NDArray[np.int64], ids: Sequence[int]) -> tuple[Sequence[str | None], str]:
     """Read samples of the test split again.
 
     Returns:

@@ -137,7 +137,7 @@ def _write(file: Path, program: ExportedProgram, saved: SavedModel, options: Exp
 
 
 def _onnx_runner(file: Path, names: list[str]) -> Run:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 

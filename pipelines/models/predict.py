@@ -15,7 +15,7 @@ import torch
 from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig, ModelConfig
 from perceiver.data.tokenizer import MASK_TOKEN
 from perceiver.errors import UserError
-from perceiver.inference import Predictor, load
+from perceiver.inference import Predictor, load, named_fills
 from perceiver.saving import read_config
 from pipelines.models.inputs import Kind, Row, Wanted, find_files, read_rows
 from pipelines.models.notes import notes
@@ -151,10 +151,4 @@ def _fills(predictor: Predictor, texts: Sequence[str], k: int, logger: logging.L
     results = predictor.fill(texts, k)
     if any(not result["fills"] for result in results):
         logger.info("a text without %s that the model reads has no fills", MASK_TOKEN)
-    return [
-        {
-            "text": result["text"],
-            "fills": [[{"token": t, "probability": p} for t, p in fills] for fills in result["fills"]],
-        }
-        for result in results
-    ]
+    return [{"text": result["text"], "fills": named_fills(result)} for result in results]

@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from perceiver.errors import UserError
-from pipelines.mlflow_client import database_of, make_client, without_secrets
+from pipelines.mlflow_client import without_secrets
 from pipelines.models.registry import CANDIDATE, CHAMPION
 from pipelines.models.registry_options import PromoteOptions
-from pipelines.models.where import mlflow_uri
+from pipelines.models.where import connect, mlflow_uri
 from pipelines.sink import root_cause
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def promote(options: PromoteOptions) -> int:
         UserError: If there is no candidate, or nobody answers.
     """
     uri = mlflow_uri(options.tracking_uri)
-    client = _connect(uri)
+    client = connect(uri)
     versions = _aliases(client, options.name, without_secrets(uri))
     try:
         reason = _compare(client, options, versions[CANDIDATE], versions.get(CHAMPION))
@@ -83,15 +83,6 @@ def _value(client: MlflowClient, name: str, version: str, metric: str) -> float 
 
 def _shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
-
-
-def _connect(uri: str) -> MlflowClient:
-    if (database := database_of(uri)) is not None and not database.exists():
-        raise UserError(f"there is no MLflow at {without_secrets(uri)}: set --tracking_uri")
-    try:
-        return make_client(uri)
-    except ConnectionError as error:
-        raise UserError(f"MLflow does not answer ({error}): set --tracking_uri") from None
 
 
 def _aliases(client: MlflowClient, name: str, shown: str) -> dict[str, str]:

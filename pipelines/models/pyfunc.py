@@ -9,14 +9,15 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.pyfunc import PythonModel
 
 from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig
 from perceiver.errors import UserError
-from perceiver.inference import Predictor, load
+from perceiver.inference import Predictor, load, named_fills
 from perceiver.pictures import model_inputs, read_picture
 
 
-class PerceiverModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+class PerceiverModel(PythonModel):
     """Classifies the column "text", or "image" (PNG or JPEG files as bytes; base64 in JSON), or fills masks in "text".
 
     A classifier returns the columns label, probability and probabilities (by class name). A masked language model
@@ -42,10 +43,7 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         config = self._predictor.config
         if isinstance(config, MaskedLanguageModelConfig):
             found = self._predictor.fill(rows["text"].tolist(), int(params.get("top_k", 5)))
-            fills = [
-                [[{"token": token, "probability": p} for token, p in mask] for mask in text["fills"]] for text in found
-            ]
-            return pd.DataFrame({"fills": fills})
+            return pd.DataFrame({"fills": [named_fills(text) for text in found]})
         if isinstance(config, ImageClassifierConfig):
             pixels = [read_picture(content, config.image_shape) for content in rows["image"]]
             return pd.DataFrame(self._predictor.classify(model_inputs(pixels, config)))

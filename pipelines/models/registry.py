@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from perceiver.files import read_manifest
 from perceiver.saving import read_config, task_name
 from pipelines.config import TrackingConfig
-from pipelines.mlflow_client import artifact_location, make_client, without_secrets
+from pipelines.mlflow_client import artifact_location, default_mlflow, make_client, without_secrets
 from pipelines.mlflow_run import SECTION
 from pipelines.sink import TrackingFile
 from pipelines.stage_folder import StageFolder
@@ -140,23 +138,9 @@ def _create_version(client: MlflowClient, uri: str, name: str, model: Path, orig
         "task": task_name(read_config(model)),
         _DIGEST_TAG: digest,
     }
-    with _default_uri(uri):
+    with default_mlflow(uri):
         made = client.create_model_version(name, f"models:/{model_id}", origin.run_id, tags, model_id=model_id)
     return str(made.version)
-
-
-@contextmanager
-def _default_uri(uri: str) -> Iterator[None]:
-    """Let those parts of MLflow find it that look for a logged model in the default place, whatever the client's is."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _log_model(client: MlflowClient, uri: str, name: str, model: Path, origin: Origin) -> str:

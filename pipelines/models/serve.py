@@ -77,7 +77,7 @@ def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share | No
     share = share or _share(options, ray.cluster_resources())
     limits = Limits(options.max_batch_size, options.batch_wait_ms / 1000, options.max_inputs, options.max_bytes)
     serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
-    deployment = Service.options(  # type: ignore[attr-defined]
+    deployment = Service.options(  # type: ignore[attr-defined]  # the decorator makes a deployment of the class
         num_replicas=options.num_replicas,
         ray_actor_options=share.options(),
         max_ongoing_requests=max(_BATCHES_AT_ONCE * options.max_batch_size, 64),

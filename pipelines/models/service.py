@@ -19,7 +19,7 @@ from ray import serve
 from starlette.exceptions import HTTPException
 
 from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig
-from perceiver.inference import Predictor, load
+from perceiver.inference import Predictor, load, named_fills
 from perceiver.pictures import Pixels, model_inputs
 from perceiver.saving import task_name
 from pipelines.models.messages import (
@@ -105,11 +105,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _fills(found: Mapping[str, Any], top_k: int) -> dict[str, Any]:
-    fills = [[{"token": token, "probability": p} for token, p in mask[:top_k]] for mask in found["fills"]]
-    return {"text": found["text"], "fills": fills}
-
-
 @serve.deployment
 @serve.ingress(app)
 class Service:
@@ -174,6 +169,9 @@ class Service:
         if isinstance(config, MaskedLanguageModelConfig):
             most = max(top_k for _, top_k in batch)
             found = self._predictor.fill(inputs, most)
-            return [_fills(text, top_k) for text, (_, top_k) in zip(found, batch, strict=True)]
+            return [
+                {"text": text["text"], "fills": named_fills(text, top_k)}
+                for text, (_, top_k) in zip(found, batch, strict=True)
+            ]
         arguments = model_inputs(inputs, config) if isinstance(config, ImageClassifierConfig) else inputs
         return cast(list[dict[str, Any]], self._predictor.classify(arguments))

@@ -7,13 +7,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perceiver.errors import UserError
 from perceiver.saving import CONFIG, WEIGHTS
-from pipelines.mlflow_client import database_of, make_client, without_secrets
+from pipelines.mlflow_client import database_of, default_mlflow, make_client, without_secrets
 from pipelines.past_run import stage_names
 from pipelines.stage_folder import MODEL
 from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
@@ -46,6 +50,24 @@ def mlflow_uri(tracking_uri: str | None = None) -> str:
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').absolute()}"
 
 
+def connect(uri: str, about: str = "") -> MlflowClient:
+    """Return a client of an MLflow that is there.
+
+    Args:
+        uri: Where MLflow is.
+        about: What the error begins with.
+
+    Raises:
+        UserError: If there is none, or it doesn't answer.
+    """
+    if (database := database_of(uri)) is not None and not database.exists():
+        raise UserError(f"{about}there is no MLflow at {without_secrets(uri)}: set --tracking_uri")
+    try:
+        return make_client(uri)
+    except ConnectionError as error:
+        raise UserError(f"{about}MLflow does not answer ({error}): set --tracking_uri") from None
+
+
 def find_model(where: str) -> Storage:
     """Return the model folder that a path or URI leads to.
 
@@ -71,38 +93,19 @@ def _stages(run: Storage) -> list[Storage]:
 def _download(where: str, tracking_uri: str | None, folder: str) -> Path:
     """Fetch what MLflow has, and return the model folder in it."""
     uri = mlflow_uri(tracking_uri)
-    shown = without_secrets(uri)
-    if (database := database_of(uri)) is not None and not database.exists():
-        raise UserError(f"model is {where}, but there is no MLflow at {shown}: set --tracking_uri")
-    try:
-        make_client(uri)
-    except ConnectionError as error:
-        raise UserError(f"model is {where}, but MLflow does not answer ({error}): set --tracking_uri") from None
+    connect(uri, f"model is {where}, but ")
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        with _default_mlflow(uri):
+        with default_mlflow(uri):
             local = Path(download_artifacts(artifact_uri=where, dst_path=folder, tracking_uri=uri))
     except (MlflowException, OSError) as error:
         reason = without_secrets(str(error).splitlines()[0][:200])
-        raise UserError(f"model {where} is not in MLflow at {shown} ({reason}): look at the name") from None
+        raise UserError(
+            f"model {where} is not in MLflow at {without_secrets(uri)} ({reason}): look at the name"
+        ) from None
     found = next((file.parent for file in sorted(local.rglob(CONFIG)) if (file.parent / WEIGHTS).is_file()), None)
     if found is None:
         raise UserError(f"model {where} holds no {CONFIG} and {WEIGHTS}: name the model/ artifact of a stage")
     return found
-
-
-@contextmanager
-def _default_mlflow(uri: str) -> Iterator[None]:
-    """Let MLflow look here where it is told nothing else, as its registry does even where it is told."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, uri))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -10,8 +10,9 @@ from matplotlib.ticker import PercentFormatter
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
+from pipelines.predictions import Predictions
 from pipelines.report.parts import BLUE, GREY, MissingSourceError, Picture, new_axes, picture, shortened
-from pipelines.report.sources import Predictions, Sources
+from pipelines.report.sources import Sources
 
 _BINS = 10
 _FEW = 4
@@ -64,7 +65,7 @@ class Calibration:
 def calibrate(predictions: Predictions) -> Calibration:
     """Put predictions into bins of equal width by the probability of the predicted class."""
     confidence = np.clip(predictions.confidence.astype(np.float64), 0, 1)
-    right = (predictions.predicted == predictions.labels).astype(int)
+    right = predictions.right.astype(int)
     accuracy, mean = calibration_curve(right, confidence, n_bins=_BINS, pos_label=1)
     inner_edges = np.linspace(0, 1, _BINS + 1)[1:-1]
     counts = np.bincount(np.searchsorted(inner_edges, confidence))

@@ -11,11 +11,10 @@ from matplotlib.ticker import PercentFormatter
 
 from pipelines.past_run import PastStage
 from pipelines.report.parts import BLUE, GREY, Picture, new_axes, picture, shortened
-from pipelines.sentiment import BASELINES
+from pipelines.sentiment import BASELINE_NAMES, BASELINES
 from pipelines.storage import Storage
 
 _STAGES = {"scratch": "from scratch", "frozen": "frozen encoder", "finetune": "fine-tuned"}
-_BASELINES = {"tfidf_logistic_regression": "TF-IDF + logistic regression", "majority": "commonest class"}
 
 
 def comparison(folder: Storage, stages: Sequence[PastStage]) -> list[Picture]:
@@ -26,7 +25,7 @@ def comparison(folder: Storage, stages: Sequence[PastStage]) -> list[Picture]:
         if "test_accuracy" in stage.result and "masking" not in stage.run.parameters
     }
     kept: Mapping[str, Any] = (folder / BASELINES).read_json() or {}
-    baselines = {_BASELINES.get(name, name): value for name, value in kept.get("test_accuracy", {}).items()}
+    baselines = {BASELINE_NAMES.get(name, name): value for name, value in kept.get("test_accuracy", {}).items()}
     if not tested or len(tested) + len(baselines) < 2:
         return []
     bars = [(name, value, BLUE, half_interval(value, count)) for name, (value, count) in tested.items()]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perceiver.config import ImageDataConfig, TextDataConfig
+from perceiver.config import ImageClassifierConfig, ImageDataConfig, TextClassifierConfig, TextDataConfig
 from perceiver.data.image_module import ImageSource
 from perceiver.data.images import prepare_images
 from perceiver.data.text import prepare_text
@@ -25,41 +23,14 @@ from perceiver.data.text_module import TextSource
 from perceiver.errors import UserError
 from perceiver.inference import Predictor, load
 from pipelines.journal import Record
-from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
+from pipelines.measures import TOKEN_ACCURACY
 from pipelines.past_run import PastStage
+from pipelines.predictions import PREDICTIONS, Predictions, read_predictions
 from pipelines.report.parts import MissingSourceError
 from pipelines.stage_folder import MODEL
 
 T = TypeVar("T")
 Kind = Literal["masked language model", "text classifier", "image classifier"]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a classifier made of the test split.
-
-    Attributes:
-        sample_ids: Numbers of the samples within the split (n,).
-        labels: Their classes (n,).
-        predicted: The likeliest classes (n,).
-        probabilities: Probability of every class (n, classes).
-    """
-
-    sample_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    predicted: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-
-    @property
-    def confidence(self) -> npt.NDArray[np.float32]:
-        """Probability of the likeliest class (n,)."""
-        chosen: npt.NDArray[np.float32] = self.probabilities[np.arange(len(self.predicted)), self.predicted]
-        return chosen
-
-    def worst_errors(self, most: int) -> npt.NDArray[np.int64]:
-        """Return the rows of the wrong predictions, those of the highest probability first."""
-        wrong = np.flatnonzero(self.predicted != self.labels)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most]
 
 
 class Sources:
@@ -100,16 +71,12 @@ class Sources:
     @cached_property
     def predictions(self) -> Predictions:
         """Predictions for the test split."""
-        table = self._table(PREDICTIONS)
-        if not len(table):
-            raise MissingSourceError(f"{PREDICTIONS} is empty")
-        rows = table.column("probabilities").combine_chunks()
-        return Predictions(
-            table.column("sample_id").to_numpy(),
-            table.column("label").to_numpy(),
-            table.column("predicted").to_numpy(),
-            rows.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1),
-        )
+        try:
+            return read_predictions(self.stage.run.folder)
+        except FileNotFoundError:
+            raise MissingSourceError(f"there is no {PREDICTIONS}") from None
+        except UserError as error:
+            raise MissingSourceError(str(error)) from None
 
     @cached_property
     def token_accuracy(self) -> pa.Table:
@@ -136,7 +103,9 @@ class Sources:
     def class_names(self) -> list[str]:
         """Names of a classifier's classes."""
         try:
-            return list(self.predictor.config.class_names)  # type: ignore[union-attr]
+            config = self.predictor.config
+            assert isinstance(config, TextClassifierConfig | ImageClassifierConfig)
+            return list(config.class_names)
         except MissingSourceError:
             return [str(number) for number in range(self.predictions.probabilities.shape[1])]
 

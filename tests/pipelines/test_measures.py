@@ -16,7 +16,8 @@ from perceiver.flops import flops_per_sample
 from perceiver.tasks.tested import SamplePredictions, TokenCounts
 from pipelines.baselines import majority_accuracy, unigram_baseline
 from pipelines.control import Link
-from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY, predictions_table, token_accuracy_table
+from pipelines.measures import TOKEN_ACCURACY, predictions_table, token_accuracy_table
+from pipelines.predictions import PREDICTIONS
 from pipelines.sink import metric_items, summary_of
 from pipelines.stages import StagePlan, prepare
 from pipelines.storage import Storage

@@ -14,7 +14,8 @@ import pytest
 from perceiver.config import TextDataConfig
 from perceiver.data.text import split_text
 from pipelines.__main__ import main
-from pipelines.models.changed_predictions import PREDICTIONS, Predictions, contrast
+from pipelines.models.changed_predictions import contrast
+from pipelines.predictions import PREDICTIONS, Predictions
 from tests.pipelines.test_pipeline import chain, digits
 
 
@@ -95,8 +96,8 @@ def test_samples_that_changed_sides_are_counted_and_shown(predicted: Path, capsy
 
 def test_mcnemar_is_a_fair_coin_for_the_samples_that_changed_sides() -> None:
     labels, wrong = np.zeros(20, np.int64), np.zeros((20, 2), np.float32)
-    first = Predictions(labels, np.array([1] * 9 + [0] * 11), wrong)
-    other = Predictions(labels, np.array([0] * 8 + [1] + [0] * 10 + [1]), wrong)
+    first = Predictions(np.arange(20), labels, np.array([1] * 9 + [0] * 11), wrong)
+    other = Predictions(np.arange(20), labels, np.array([0] * 8 + [1] + [0] * 10 + [1]), wrong)
     found = contrast("other", first, other)
     assert (found.fixed, found.broken, found.both_wrong) == (8, 1, 1)
     assert found.p_value == pytest.approx(2 * (1 + 9) / 2**9)

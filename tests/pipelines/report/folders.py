@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.journal import Record
-from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
+from pipelines.measures import TOKEN_ACCURACY
 from pipelines.past_run import PastStage
+from pipelines.predictions import PREDICTIONS
 from pipelines.report.parts import Picture
 from pipelines.report.sources import Sources
 from pipelines.sink import StageRun

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.measures import PREDICTIONS, TOKEN_ACCURACY
+from pipelines.measures import TOKEN_ACCURACY
 from pipelines.past_run import read_run
+from pipelines.predictions import PREDICTIONS
 from pipelines.report import curves, page, parts, stage
 from pipelines.report.parts import Picture
 from pipelines.report.sources import Sources
