@@ -362,7 +362,7 @@ class TrainerConfig:
     several parts (null: the whole share at once). It saves memory and leaves the gradient as it is."""
     activation_checkpointing: bool = False
     """Whether the layers' activations are computed again in the backward pass instead of being kept, which saves memory
-    and takes about a third more time."""
+    and takes the time of a second forward pass."""
     seed: int = 0
     """Seed of initial weights, sample order, masks and dropout."""
     precision: Precision = "auto"
