@@ -106,6 +106,21 @@ def read_manifest(folder: str | os.PathLike[str], verify: bool = True) -> dict[s
     return manifest
 
 
+def folder_digest(folder: str | os.PathLike[str], without: str = "", verify: bool = True) -> str:
+    """Return what tells a sealed folder from one with other content: a sha256 over the manifest's entries.
+
+    Args:
+        folder: Folder that `write_manifest` sealed.
+        without: A file that doesn't count.
+        verify: See `read_manifest`.
+
+    Raises:
+        DamagedFolderError: See `read_manifest`.
+    """
+    files = {name: entry for name, entry in read_manifest(folder, verify)["files"].items() if name != without}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def _check_file(path: Path, size: int, digest: str | None) -> None:
     if not path.is_file():
         raise DamagedFolderError(f"{path} is missing: write or copy its folder again")

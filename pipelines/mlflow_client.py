@@ -6,14 +6,19 @@ import http.client
 import logging
 import os
 import re
+import sqlite3
 import ssl
+import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from perceiver.files import sync
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,12 +66,12 @@ def make_client(uri: str) -> MlflowClient:
         _check_answers(uri)  # before the import, which takes seconds
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if (database := database_of(uri)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
     for logger in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
+    if (database := database_of(uri)) is not None and not database.exists():
+        _create_database(database)
     return MlflowClient(uri)
 
 
@@ -94,6 +99,40 @@ def artifact_location(uri: str) -> str | None:
 def database_of(uri: str) -> Path | None:
     """Return the file of an SQLite URI."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _create_database(database: Path) -> None:
+    """Create an SQLite database that has MLflow's tables from its first moment on.
+
+    MLflow makes the file first and then one table after another: a process that dies between, or two that do it at
+    once, leave a database that MLflow refuses ever after.
+    """
+    from mlflow import MlflowClient
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    whole = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            first = Path(folder) / database.name
+            MlflowClient(f"sqlite:///{first}").search_experiments(max_results=1)
+            with closing(sqlite3.connect(first)) as source, closing(sqlite3.connect(whole)) as target:
+                source.backup(target)
+        sync(whole)
+        _name_unless_taken(whole, database)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _name_unless_taken(file: Path, name: Path) -> None:
+    """Give a file a name, unless another process was faster."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not name.exists():
+            file.replace(name)
+    sync(name.parent)
 
 
 def _check_answers(uri: str) -> None:

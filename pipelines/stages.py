@@ -27,7 +27,7 @@ from perceiver.data.text import prepare_text
 from perceiver.data.text_sources import TOY_REVIEWS
 from perceiver.data.tokenizer import SPECIAL_TOKENS, vocab_size_of
 from perceiver.errors import UserError
-from perceiver.files import read_manifest
+from perceiver.files import folder_digest
 from perceiver.saving import CARD, CONFIG, read_config, read_tokenizer
 from pipelines.config import (
     ImageClassifierStageConfig,
@@ -195,8 +195,7 @@ def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[M
     with storage.as_local_folder() as folder:
         source = read_config(folder)
         tokenizer = read_tokenizer(folder)
-        files = read_manifest(folder)["files"]
-        identity = json.dumps({name: files[name] for name in files if name != CARD}, sort_keys=True)
+        identity = folder_digest(folder, without=CARD)
     if isinstance(source, ImageClassifierConfig) or tokenizer is None:
         raise UserError(f"init_from {init_from} is an image model: name the model/ folder of a text stage")
     _check_same("encoder", source.encoder, config.encoder, init_from)
@@ -207,7 +206,7 @@ def _inspect_input(config: TextClassifierStageConfig, init_from: str) -> tuple[M
             f"data.max_seq_len is {config.data.max_seq_len}, but the model in {init_from} reads {source.max_seq_len} "
             f"tokens: set data.max_seq_len to {source.max_seq_len}"
         )
-    return source, tokenizer, hashlib.sha256(identity.encode()).hexdigest()
+    return source, tokenizer, identity
 
 
 def _check_classes(

@@ -20,7 +20,7 @@ from typing import Any
 from perceiver.config import MaskedLanguageModelConfig
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.errors import UserError, one_line
-from perceiver.files import read_manifest, write_atomic
+from perceiver.files import folder_digest, write_atomic
 from perceiver.saving import load_model
 from pipelines.cluster import connected, own_resources, worker_resources
 from pipelines.config import ScalingConfig
@@ -119,7 +119,7 @@ def _read_model(config: BatchPredictConfig) -> _Model:
             raise UserError(f"model {config.model} fills masks, but a classifier is needed: name another run or stage")
         kind = kind_of(model)
         column = config.text_column if kind == "text" else config.image_column
-        fingerprint = fingerprint_of(json.dumps(read_manifest(folder, verify=False)["files"], sort_keys=True))
+        fingerprint = folder_digest(folder, verify=False)
         contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         return _Model(Wanted(kind, column, config.id_column), model.class_names, contents, fingerprint)
 

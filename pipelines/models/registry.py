@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perceiver.files import read_manifest
+from perceiver.files import folder_digest
 from perceiver.saving import read_config, task_name
 from pipelines.config import TrackingConfig
 from pipelines.mlflow_client import artifact_location, default_mlflow, make_client, without_secrets
@@ -107,7 +105,7 @@ def add_candidate(uri: str, name: str, model: Path, origin: Origin) -> Registere
         ConnectionError: If nobody answers.
         MlflowException: If MLflow refuses.
     """
-    digest = _digest(model)
+    digest = folder_digest(model)
     client = make_client(uri)
     version = _find_version(client, name, digest)
     is_new = version is None
@@ -115,12 +113,6 @@ def add_candidate(uri: str, name: str, model: Path, origin: Origin) -> Registere
         version = _create_version(client, uri, name, model, origin, digest)
     client.set_registered_model_alias(name, CANDIDATE, version)
     return Registered(name, version, is_new)
-
-
-def _digest(model: Path) -> str:
-    """Return what tells a model from every other: a digest of its files' checksums."""
-    files = read_manifest(model)["files"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> str | None:
