@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import mlflow
@@ -26,7 +28,7 @@ import torch
 from perceiver.config import EncoderConfig, ImageDataConfig, OptimizerConfig, TrainerConfig
 from perceiver.inference import Predictor, encode, load
 from perceiver.pictures import model_inputs, read_picture
-from pipelines.models.export import export
+from pipelines.models.export import SUFFIXES, export
 from pipelines.models.export_options import ExportOptions
 from pipelines.models.registry import CANDIDATE, Origin, add_candidate
 from tests.model_servers import mlflow_model_server, own_server
@@ -182,19 +184,22 @@ def tensors(case: Case) -> Iterator[tuple[torch.Tensor, ...]]:
             yield (torch.from_numpy(model_inputs(pixels, config)),)  # type: ignore[arg-type]
 
 
+def exported(case: Case, format_: Literal["onnx", "torch-export"]) -> Path:
+    file = case.folder / f"model{SUFFIXES[format_]}"
+    with redirect_stdout(io.StringIO()):
+        assert export(ExportOptions(str(case.model), str(file), format_)) == 0
+    return file
+
+
 def from_onnx(case: Case) -> Probabilities:
-    file = case.folder / "model.onnx"
-    assert export(ExportOptions(str(case.model), str(file))) == 0
-    session = onnxruntime.InferenceSession(file)
+    session = onnxruntime.InferenceSession(exported(case, "onnx"))
     names = [node.name for node in session.get_inputs()]
     answers = [session.run(None, dict(zip(names, map(np.asarray, x), strict=True)))[0] for x in tensors(case)]
     return np.concatenate(answers)
 
 
 def from_torch_export(case: Case) -> Probabilities:
-    file = case.folder / "model.pt2"
-    assert export(ExportOptions(str(case.model), str(file), format="torch-export")) == 0
-    module = torch.export.load(file).module()
+    module = torch.export.load(exported(case, "torch-export")).module()
     with torch.no_grad():
         return torch.cat([module(*x) for x in tensors(case)]).double().numpy()
 
