@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver.config import ImageClassifierConfig
+from perceiver.data.raw_images import DEEP_MODES
 from perceiver.errors import UserError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
@@ -18,18 +19,19 @@ _FORMATS = ("PNG", "JPEG")
 Pixels = npt.NDArray[np.float32]
 
 
-def read_picture(content: bytes, image_shape: tuple[int, int, int]) -> Pixels:
+def read_picture(content: bytes, image_shape: tuple[int, int, int], margin: tuple[int, int] = (0, 0)) -> Pixels:
     """Decode a PNG or JPEG file.
 
     Args:
         content: Content of the file.
         image_shape: Height, width and channels (1, 3 or 4) of what is wanted; grey and colour are converted.
+        margin: Height and width in pixels by which a picture may be larger on the whole; its centre is taken then.
 
     Returns:
         Pixel values (H, W, C) from 0 to 255.
 
     Raises:
-        UserError: If it is no such file, is damaged, or has another size.
+        UserError: If it is no such file, is damaged, has more than 8 bits per channel, or has another size.
     """
     import PIL.Image
 
@@ -38,14 +40,30 @@ def read_picture(content: bytes, image_shape: tuple[int, int, int]) -> Pixels:
         raise UserError(f"no picture file has {channels} channels: give an array ({height}, {width}, {channels})")
     try:
         with PIL.Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            if (picture.height, picture.width) != (height, width):  # before anything is decoded, however large
-                raise UserError(f"it is {picture.height} x {picture.width} pixels, but must be {height} x {width}")
+            top, left = _corner((picture.height, picture.width), (height, width), margin)
+            if picture.mode in DEEP_MODES:
+                raise UserError("it has more than 8 bits per channel: save it with 8 bits")
             pixels = np.asarray(picture.convert(_MODES[channels]), dtype=np.float32)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds
         raise UserError(f"it can't be read as PNG or JPEG ({type(error).__name__}): mend the file") from None
-    return pixels.reshape(image_shape)
+    return pixels[top : top + height, left : left + width].reshape(image_shape)
+
+
+def _corner(size: tuple[int, int], wanted: tuple[int, int], margin: tuple[int, int]) -> tuple[int, int]:
+    """Return where, in a picture that is not decoded yet, what is wanted begins.
+
+    Raises:
+        UserError: If it has another size.
+    """
+    whole = (wanted[0] + margin[0], wanted[1] + margin[1])
+    if size == wanted:
+        return 0, 0
+    if size == whole:
+        return margin[0] // 2, margin[1] // 2
+    sizes = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys([whole, wanted]))
+    raise UserError(f"it is {size[0]} x {size[1]} pixels, but must be {sizes}")
 
 
 def check_pixels(values: object, image_shape: tuple[int, int, int]) -> Pixels:

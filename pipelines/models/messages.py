@@ -173,15 +173,15 @@ def read_question(body: bytes, config: ModelConfig, max_inputs: int) -> tuple[Se
         raise RefusedError(422, f"there are {len(inputs)} inputs, but at most {max_inputs} are taken at once")
     if isinstance(question, ImagesQuestion):
         assert isinstance(config, ImageClassifierConfig), "the model has chosen the question"
-        return [_pixels(number, image, config.image_shape) for number, image in enumerate(question.images)], 0
+        return [_pixels(number, image, config) for number, image in enumerate(question.images)], 0
     return question.texts, question.top_k if isinstance(question, FillsQuestion) else 0
 
 
-def _pixels(number: int, image: Any, image_shape: tuple[int, int, int]) -> Pixels:
+def _pixels(number: int, image: Any, config: ImageClassifierConfig) -> Pixels:
     try:
         if isinstance(image, str):
-            return read_picture(base64.b64decode(image, validate=True), image_shape)
-        return check_pixels(image, image_shape)
+            return read_picture(base64.b64decode(image, validate=True), config.image_shape, config.margin)
+        return check_pixels(image, config.image_shape)
     except UserError as error:
         raise RefusedError(422, f"images.{number}: {error}") from None
     except (binascii.Error, ValueError):

@@ -45,7 +45,7 @@ class PerceiverModel(PythonModel):
             found = self._predictor.fill(rows["text"].tolist(), int(params.get("top_k", 5)))
             return pd.DataFrame({"fills": [named_fills(text) for text in found]})
         if isinstance(config, ImageClassifierConfig):
-            pixels = [read_picture(content, config.image_shape) for content in rows["image"]]
+            pixels = [read_picture(content, config.image_shape, config.margin) for content in rows["image"]]
             return pd.DataFrame(self._predictor.classify(model_inputs(pixels, config)))
         return pd.DataFrame(self._predictor.classify(rows["text"].tolist()))
 

@@ -106,7 +106,7 @@ def case(request: pytest.FixtureRequest, real_data: Path, tmp_path_factory: pyte
         data = tiny.text_data(folder, path=str(real_data / "imdb"), limit=2000, max_seq_len=128, vocab_size=2000)
         tiny.train(tiny.text_classifier_config(folder, data=data, **TRAINING), folder)
     else:
-        digits = ImageDataConfig(path=str(real_data / "mnist"), limit=4000, cache_dir=str(folder))
+        digits = ImageDataConfig(path=str(real_data / "mnist"), limit=4000, random_crop=24, cache_dir=str(folder))
         tiny.train(tiny.image_config(folder, data=digits, num_frequency_bands=8, **TRAINING), folder)
     inputs, predictor = real_inputs(kind, real_data), load(folder)
     expected = probabilities_of(predictor.classify(inputs), predictor)
@@ -180,7 +180,7 @@ def tensors(case: Case) -> Iterator[tuple[torch.Tensor, ...]]:
         if tokenizer is not None:
             yield encode(tokenizer, inputs, config.max_seq_len)  # type: ignore[union-attr]
         else:
-            pixels = [read_picture(content, config.image_shape) for content in inputs]  # type: ignore[union-attr]
+            pixels = [read_picture(content, config.image_shape, config.margin) for content in inputs]  # type: ignore[union-attr]
             yield (torch.from_numpy(model_inputs(pixels, config)),)  # type: ignore[arg-type]
 
 
