@@ -23,7 +23,7 @@ from pipelines.models.where import model_folder
 
 _APPLICATION = "perceiver"
 _STOP_SECONDS = 2.0
-_BATCHES_AT_ONCE = 4  # one is computed, one is collected, and there is room for requests that are read and answered
+_BATCHES_AT_ONCE = 4  # one is computed, one waits, and there is room for requests that are read and answered
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share | No
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     share = share or _share(options, ray.cluster_resources())
-    limits = Limits(options.max_batch_size, options.batch_wait_ms / 1000, options.max_inputs, options.max_bytes)
+    limits = Limits(options.max_batch_size, options.max_inputs, options.max_bytes)
     serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
     deployment = Service.options(  # type: ignore[attr-defined]  # the decorator makes a deployment of the class
         num_replicas=options.num_replicas,

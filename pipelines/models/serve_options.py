@@ -24,9 +24,7 @@ class ServeOptions:
     num_replicas: int = 1
     """Copies of the model, each in a process of its own."""
     max_batch_size: int = 32
-    """Inputs that are computed together at most."""
-    batch_wait_ms: float = 5.0
-    """Milliseconds that an input waits at most for others to be computed together with."""
+    """Inputs that are computed together at most: whatever has come while the model was busy."""
     max_inputs: int = 64
     """Inputs in a request at most."""
     max_bytes: int = 1_000_000
@@ -42,8 +40,6 @@ class ServeOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}, but must be from 1 to 65535")
-        if not 0 <= self.batch_wait_ms <= 60_000:
-            raise ValueError(f"batch_wait_ms is {self.batch_wait_ms}, but must be from 0 to 60000")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}, but must be auto, cpu or cuda")
         check_no_password(self.tracking_uri)

@@ -7,6 +7,7 @@ it, and annotations are evaluated here, unlike elsewhere: FastAPI reads them the
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +21,9 @@ from starlette.exceptions import HTTPException
 
 from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig
 from perceiver.inference import Predictor, load, named_fills
-from perceiver.pictures import Pixels, model_inputs
+from perceiver.pictures import model_inputs
 from perceiver.saving import task_name
+from pipelines.models.batching import Batcher
 from pipelines.models.messages import (
     Answer,
     ErrorAnswer,
@@ -60,13 +62,11 @@ class Limits:
 
     Attributes:
         max_batch_size: Inputs that are computed together at most.
-        batch_wait_seconds: How long an input waits for others.
         max_inputs: Inputs in a request at most.
         max_bytes: Bytes in a request at most.
     """
 
     max_batch_size: int
-    batch_wait_seconds: float
     max_inputs: int
     max_bytes: int
 
@@ -105,6 +105,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _load(files: Mapping[str, bytes], max_batch_size: int, device: str) -> Predictor:
+    with tempfile.TemporaryDirectory(prefix="perceiver-served-") as folder:
+        for file, content in files.items():
+            (Path(folder) / file).write_bytes(content)
+        predictor = load(folder, max_batch_size)
+    predictor.model.to(device)
+    return predictor
+
+
 @serve.deployment
 @serve.ingress(app)
 class Service:
@@ -119,16 +128,14 @@ class Service:
     """
 
     def __init__(self, files: ray.ObjectRef, name: str, limits: Limits, device: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        with tempfile.TemporaryDirectory(prefix="perceiver-served-") as folder:
-            for file, content in ray.get(files).items():
-                (Path(folder) / file).write_bytes(content)
-            self._predictor: Predictor = load(folder, limits.max_batch_size)
-        self._predictor.model.to(device)
+        # One thread does all that torch does: each other one would have a team of OpenMP threads of its own, and teams
+        # that together have more threads than there are cores make computing three times as slow.
+        computing = ThreadPoolExecutor(1, "computing", torch.set_num_threads, (threads,))
+        contents: dict[str, bytes] = ray.get(files)
+        self._predictor = computing.submit(_load, contents, limits.max_batch_size, device).result()
         self._name = name
         self._limits = limits
-        self._compute.set_max_batch_size(limits.max_batch_size)
-        self._compute.set_batch_wait_timeout_s(limits.batch_wait_seconds)
+        self._compute = Batcher(self._predict, limits.max_batch_size, computing)
 
     @app.get("/health")
     async def health(self) -> Health:
@@ -158,12 +165,8 @@ class Service:
         predictions = await asyncio.gather(*(self._compute((x, top_k)) for x in inputs))
         return Answer.model_validate({"predictions": predictions})
 
-    @serve.batch
-    async def _compute(self, batch: list[tuple[str | Pixels, int]]) -> list[dict[str, Any]]:
-        """Predict for inputs of several requests together, each with the fills that are wanted."""
-        return await asyncio.to_thread(self._predict, batch)
-
     def _predict(self, batch: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
+        """Predict for inputs of several requests together, each with the number of fills that is wanted."""
         config = self._predictor.config
         inputs = [x for x, _ in batch]
         if isinstance(config, MaskedLanguageModelConfig):

@@ -64,7 +64,7 @@ def test_what_cannot_be_had_is_found_before_ray_starts(changes: dict[str, Any], 
         serve(ServeOptions(**{"model": str(tmp_path), "port": 18_765, **changes}))
 
 
-@pytest.mark.parametrize("changes", [{"port": 0}, {"max_inputs": 0}, {"batch_wait_ms": -1.0}, {"device": "tpu"}])
+@pytest.mark.parametrize("changes", [{"port": 0}, {"max_inputs": 0}, {"max_batch_size": 0}, {"device": "tpu"}])
 def test_wrong_options_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))} is "):
         ServeOptions("model", **changes)
