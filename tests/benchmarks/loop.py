@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import math
 import pstats
 import tempfile
 import time
@@ -35,12 +36,14 @@ from pipelines.worker import run_stage
 
 _WARM_UP = 10
 _BATCH_SIZE = 32
+_MOST_SAMPLES = 3200  # of an epoch; there are a few more toy reviews to train on
 
 
 def stages(cache: str, steps: int) -> dict[str, StageConfig]:
     """Return the stages that are measured: one with steps of about 10 ms, and the quickstart's pretraining."""
-    trainer = TrainerConfig(max_epochs=1, batch_size=_BATCH_SIZE)
-    limit = steps * _BATCH_SIZE
+    samples = steps * _BATCH_SIZE
+    trainer = TrainerConfig(max_epochs=math.ceil(samples / _MOST_SAMPLES), batch_size=_BATCH_SIZE)
+    limit = min(samples, _MOST_SAMPLES)
     text = TextDataConfig(path="toy_reviews", limit=limit, max_seq_len=64, vocab_size=2000, cache_dir=cache)
     small = EncoderConfig(num_latents=4, num_latent_channels=16, num_layers=1, num_self_attention_layers_per_block=2)
     tiny = TextClassifierStageConfig(data=text, encoder=small, trainer=trainer)

@@ -184,12 +184,16 @@ def _render_frozen_stage(result: Result, settings: Settings) -> str:
 
 
 def _render_tracking(result: Result, settings: Settings) -> str:
+    about = {"tiny": "A stage whose steps are very short", "quickstart": "The quickstart's pretraining"}
     explanation = (
-        f"Milliseconds of a training step, {result['steps']} steps a round, of a stage whose steps are very short, "
-        "trained in the process of the command as MLflow is fed from it. What comes before the first step and after "
-        "the last one is left out."
+        "Milliseconds of a training step, of stages that are trained in the process of the command, as MLflow is fed "
+        "from it. What comes before the first step and after the last one is left out; the mean has validations and "
+        "checkpoints in it. The server runs on the same cores."
     )
-    return "\n\n".join(["### What MLflow costs", explanation, tracking_table(result["rows"])])
+    parts = ["### What MLflow costs", explanation]
+    for name, stage in result["stages"].items():
+        parts += [f"{about[name]}, {stage['steps']} steps a round:", tracking_table(stage["rows"])]
+    return "\n\n".join(parts)
 
 
 def _render_recovery(result: Result, settings: Settings) -> str:

@@ -156,7 +156,8 @@ def test_table_of_what_mlflow_costs(settings: Settings) -> None:
     without, slow = row("without MLflow", 1.0, 1.2, 1.1), row("server that takes 5 s", 1.05, 1.2, 1.21)
     for done in (*without["rounds"], *slow["rounds"]):
         done |= {"mean": 0.6, "cores": 0.5}
-    page = render(settings, mlflow={"steps": 2, "rows": [without, slow, row("dead server", failure="out of memory")]})
+    rows = [without, slow, row("dead server", failure="out of memory")]
+    page = render(settings, mlflow={"stages": {"tiny": {"steps": 2, "rows": rows}}})
     assert "| without MLflow | 550.00 | 1.00 | 600.00 | 500.00 |" in page
     assert "| server that takes 5 s | 600.00 | 1.05 | 600.00 | 500.00 |" in page
     assert "failed: out of memory" in page
