@@ -26,12 +26,14 @@ _DEFAULTS = Settings()
 
 def sections() -> dict[str, Section]:
     """Return what can be measured, by name."""
+    from tests.benchmarks.batch_predict import measure_batch_predict
     from tests.benchmarks.curves import measure_curves
     from tests.benchmarks.floor import measure_floor
     from tests.benchmarks.frozen_stage import measure_frozen_stage
     from tests.benchmarks.growth import measure_growth
     from tests.benchmarks.official import measure_official
     from tests.benchmarks.recovery import measure_recovery
+    from tests.benchmarks.serving import measure_serving
     from tests.benchmarks.steps import measure_tricks, measure_workload
     from tests.benchmarks.tracking import measure_tracking
     from tests.benchmarks.workloads import WORKLOADS
@@ -45,6 +47,8 @@ def sections() -> dict[str, Section]:
         "growth": measure_growth,
         "mlflow": measure_tracking,
         "recovery": measure_recovery,
+        "serving": measure_serving,
+        "batch-predict": measure_batch_predict,
         "official": measure_official,
     }
 

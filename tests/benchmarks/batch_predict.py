@@ -1,20 +1,17 @@
-"""Memory and speed of batch-predict on inputs of several sizes: what it takes must not grow with the input.
-
-`python -m tests.benchmarks.batch_predict DATA` prints a Markdown table; DATA is a folder of Parquet files with texts.
-"""
+"""Memory and speed of batch-predict on inputs of several sizes: what it takes must not grow with the input."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -23,9 +20,14 @@ import pyarrow.parquet as pq
 from perceiver.build import build_model
 from perceiver.config import EncoderConfig, TextClassifierConfig
 from perceiver.data.tokenizer import train_tokenizer
+from perceiver.data.toy_reviews import toy_reviews
 from perceiver.saving import save_model
+from tests.benchmarks.settings import Settings
+from tests.benchmarks.workloads import Size
 
-_MODEL = {"encoder": EncoderConfig(32, 64, 1, 1, 4, 4), "max_seq_len": 256}
+_MODEL: dict[str, Any] = {"encoder": EncoderConfig(32, 64, 1, 1, 4, 4), "max_seq_len": 256}
+_ACTORS = 2
+_ROWS: dict[Size, tuple[int, ...]] = {"default": (10_000, 100_000), "tiny": (100, 200)}
 _INTERVAL = 0.5
 
 
@@ -63,22 +65,22 @@ class Use:
         self.all = max(self.all, everything)
 
 
-def texts_of(data: Path) -> Iterator[str]:
-    """Yield the texts of Parquet files, over and over."""
-    files = sorted(data.rglob("*.parquet"))
-    assert files, f"{data} holds no Parquet files"
-    while True:
-        for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(1000, columns=["text"]):
-                yield from batch["text"].to_pylist()
+def texts_of(folder: str | None) -> Iterator[str]:
+    """Yield the texts of a folder of Parquet files, or the toy reviews, over and over."""
+    if folder is None:
+        yield from cycle(toy_reviews()["unsupervised"]["text"])
+        return
+    for file in cycle(sorted(Path(folder).rglob("*.parquet"))):
+        for batch in pq.ParquetFile(file).iter_batches(1000, columns=["text"]):
+            yield from batch["text"].to_pylist()
 
 
-def measure(data: Path, folder: Path, rows: int, actors: int) -> Use:
+def _measure(texts: Iterator[str], folder: Path, rows: int) -> Use:
     """Classify so many rows with a command of its own, and watch it."""
     source, output, use = folder / f"{rows}.parquet", folder / str(rows), Use(rows)
-    pq.write_table(pa.table({"text": list(islice(texts_of(data), rows))}), source, row_group_size=10_000)
+    pq.write_table(pa.table({"text": list(islice(texts, rows))}), source, row_group_size=10_000)
     command = [sys.executable, "-m", "pipelines", "batch-predict", f"--model={folder / 'model'}", f"--input={source}"]
-    command += [f"--output={output}", f"--num_actors={actors}"]
+    command += [f"--output={output}", f"--num_actors={_ACTORS}"]
     start = time.monotonic()
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}) as running:
         driver = psutil.Process(running.pid)
@@ -92,32 +94,17 @@ def measure(data: Path, folder: Path, rows: int, actors: int) -> Use:
     return use
 
 
-def table(uses: Sequence[Use]) -> str:
-    """Write the Markdown table of what the commands took."""
-    lines = [
-        "| rows | seconds | rows/s | driver MB | largest actor MB | all processes MB |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    for use in uses:
-        memory = " | ".join(f"{size / 1e6:.0f}" for size in (use.driver, use.actor, use.all))
-        lines.append(f"| {use.rows:,} | {use.seconds:.0f} | {use.rows / use.seconds:.0f} | {memory} |")
-    return "\n".join(lines)
+def measure_batch_predict(settings: Settings) -> dict[str, Any]:
+    """Classify inputs of several sizes.
 
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder of Parquet files with a column text")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="sizes of the inputs")
-    parser.add_argument("--actors", type=int, default=2, help="processes that hold the model")
-    values = parser.parse_args()
+    Returns:
+        actors (processes that hold the model) and rows: what was used for each size.
+    """
+    data = settings.find_data("imdb")
     with tempfile.TemporaryDirectory(prefix="perceiver-batch-") as name:
         folder = Path(name)
-        tokenizer = train_tokenizer(list(islice(texts_of(values.data), 2000)), 10_003)
+        tokenizer = train_tokenizer(list(islice(texts_of(data), 2000)), 10_003)
         config = TextClassifierConfig(**_MODEL, vocab_size=tokenizer.get_vocab_size(), class_names=("neg", "pos"))
         save_model(folder / "model", build_model(config), config, tokenizer)
-        print(table([measure(values.data, folder, rows, values.actors) for rows in values.rows]))
-
-
-if __name__ == "__main__":
-    main()
+        uses = [_measure(texts_of(data), folder, rows) for rows in _ROWS[settings.size]]
+    return {"actors": _ACTORS, "rows": [asdict(use) for use in uses]}

@@ -14,11 +14,13 @@ from tests.benchmarks.measure import seconds_per_step
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.settings import Settings
 from tests.benchmarks.tables import (
+    batch_predict_table,
     comparison_table,
     growth_table,
     markdown,
     recovery_table,
     seconds,
+    serving_table,
     times,
     tracking_table,
     trick_table,
@@ -72,6 +74,8 @@ def _sections(settings: Settings) -> list[str]:
         "growth": _render_growth,
         "mlflow": _render_tracking,
         "recovery": _render_recovery,
+        "serving": _render_serving,
+        "batch-predict": _render_batch_predict,
         "official": _render_official,
     }
     found = [(render, settings.load(name)) for name, render in renderers.items()]
@@ -209,6 +213,24 @@ def _render_recovery(result: Result, settings: Settings) -> str:
         f"**{waits['share']:.2%}** of the time."
     )
     return "\n\n".join(["### What a death costs", explanation, recovery_table(result["kills"]), share])
+
+
+def _render_serving(result: Result, settings: Settings) -> str:
+    explanation = (
+        f"{result['clients']} clients ask for {result['seconds']:.0f} s, each for one review of 230 words after the "
+        "other, of the default text classifier. Clients and server share the cores. Memory is that of the processes "
+        "that hold the model."
+    )
+    return "\n\n".join(["### Serving", explanation, serving_table(result["rows"])])
+
+
+def _render_batch_predict(result: Result, settings: Settings) -> str:
+    explanation = (
+        f"`python -m pipelines batch-predict --num_actors {result['actors']}` on a Ray cluster of its own, a text "
+        "classifier with 32 latents of 64 channels that reads 256 tokens. Seconds have starting in them; memory is the "
+        "greatest of all moments, and that of all processes has Ray's own in it."
+    )
+    return "\n\n".join(["### Inputs of any size", explanation, batch_predict_table(result["rows"])])
 
 
 def _render_official(result: Result, settings: Settings) -> str:

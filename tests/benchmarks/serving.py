@@ -1,11 +1,7 @@
-"""Load test: clients that ask one after the other, of our server and of MLflow's, with the same model and texts.
-
-`python -m tests.benchmarks.serving` prints a Markdown table.
-"""
+"""Load test: clients that ask one after the other, of our server and of MLflow's, with the same model and texts."""
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import math
@@ -16,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,6 +24,8 @@ from perceiver.data.tokenizer import train_tokenizer
 from perceiver.data.toy_reviews import toy_reviews
 from perceiver.saving import save_model
 from pipelines.models.flavor import write_pyfunc
+from tests.benchmarks.settings import Settings, say
+from tests.benchmarks.workloads import Size
 from tests.model_servers import ModelServer, mlflow_model_server, own_server
 
 Ask = Callable[[str], tuple[str, bytes]]
@@ -34,6 +33,8 @@ Ask = Callable[[str], tuple[str, bytes]]
 
 
 _WORDS = 230
+_CLIENTS = 16
+_SECONDS: dict[Size, float] = {"default": 60.0, "tiny": 3.0}
 
 
 @dataclass
@@ -52,27 +53,20 @@ class Load:
     errors: int = 0
     memory: tuple[int, int] = (0, 0)
 
+    def figures(self) -> dict[str, Any]:
+        """Return what is reported."""
+        return {
+            "requests_per_second": len(self.latencies) / self.seconds,
+            "p50": percentile(self.latencies, 0.5),
+            "p99": percentile(self.latencies, 0.99),
+            "errors": self.errors,
+            "memory": self.memory,
+        }
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least a share of all values don't exceed; NaN if there are none."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
-
-
-def table(rows: dict[str, Load], clients: int) -> str:
-    """Write the Markdown table of what each server did."""
-    lines = [
-        f"| server, {clients} clients | requests/s | p50 ms | p99 ms | errors | RSS at start MB | at end MB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, load in rows.items():
-        figures = [
-            f"{len(load.latencies) / load.seconds:.1f}",
-            *(f"{1000 * percentile(load.latencies, share):.0f}" for share in (0.5, 0.99)),
-            str(load.errors),
-            *(f"{size / 1e6:.0f}" for size in load.memory),
-        ]
-        lines.append(f"| {name} | {' | '.join(figures)} |")
-    return "\n".join(lines)
 
 
 def put_load(server: ModelServer, ask: Ask, texts: Sequence[str], clients: int, seconds: float) -> Load:
@@ -165,8 +159,14 @@ def _save(folder: Path, texts: Sequence[str]) -> Path:
     return folder
 
 
-def measure(clients: int, seconds: float) -> dict[str, Load]:
-    """Put both servers under load, one after the other."""
+def measure_serving(settings: Settings) -> dict[str, Any]:
+    """Put both servers under load, one after the other.
+
+    Returns:
+        clients, seconds (of the load), and rows: name of a server -> requests/s, p50 and p99 in seconds, errors, and
+        bytes of its processes at the start and at the end.
+    """
+    seconds = _SECONDS[settings.size]
     texts = long_texts(toy_reviews(num_train=2000, num_test=2, num_unsupervised=0)["train"]["text"])
     with tempfile.TemporaryDirectory(prefix="perceiver-serving-") as name:
         folder = Path(name)
@@ -180,21 +180,9 @@ def measure(clients: int, seconds: float) -> dict[str, Load]:
                 _ask_mlflow,
             ),
         }
-        loads = {}
+        rows = {}
         for title, (running, ask) in servers.items():
             with running as server:
-                loads[title] = put_load(server, ask, texts, clients, seconds)
-        return loads
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=16, help="clients that ask at the same time")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long each server is asked")
-    values = parser.parse_args()
-    print(table(measure(values.clients, values.seconds), values.clients))
-
-
-if __name__ == "__main__":
-    main()
+                rows[title] = put_load(server, ask, texts, _CLIENTS, seconds).figures()
+            say(f"    {title}: {rows[title]['requests_per_second']:.1f} requests a second")
+    return {"clients": _CLIENTS, "seconds": seconds, "rows": rows}

@@ -116,6 +116,27 @@ def tracking_table(rows: Sequence[Row]) -> str:
     return markdown(["", "median step", "against without", "mean step", "of the cores"], lines)
 
 
+def serving_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of what servers did under load."""
+    lines = []
+    for name, row in rows.items():
+        latencies = [f"{1e3 * row[share]:.0f}" for share in ("p50", "p99")]
+        memory = [mebibytes(size) for size in row["memory"]]
+        lines.append([f"`{name}`", f"{row['requests_per_second']:.1f}", *latencies, str(row["errors"]), *memory])
+    header = ["", "requests/s", "p50 in ms", "p99 in ms", "errors", "MiB at the start", "MiB at the end"]
+    return markdown(header, lines)
+
+
+def batch_predict_table(rows: Sequence[Mapping[str, float]]) -> str:
+    """Return the table of what inputs of several sizes took."""
+    lines = []
+    for row in rows:
+        memory = [mebibytes(row[who]) for who in ("driver", "actor", "all")]
+        speed = row["rows"] / row["seconds"]
+        lines.append([f"{row['rows']:,}", f"{row['seconds']:.0f}", f"{speed:,.0f}", *memory])
+    return markdown(["rows", "s", "rows/s", "MiB of the command", "of the largest actor", "of all processes"], lines)
+
+
 def recovery_table(kills: Sequence[Mapping[str, float]]) -> str:
     """Return the table of what some deaths cost."""
     lines = []

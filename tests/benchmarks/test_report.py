@@ -170,3 +170,17 @@ def test_table_of_what_a_death_costs(settings: Settings) -> None:
     assert "| seconds until training steps again | 12.0 | 19.2 |" in page
     assert "| steps lost | 4.0 | 8.5 |" in page
     assert "one every 11 steps of 0.100 s, waited for them **1.23%** of the time" in page
+
+
+def test_table_of_servers_under_load(settings: Settings) -> None:
+    load = {"requests_per_second": 75.84, "p50": 0.2111, "p99": 0.31, "errors": 0, "memory": (2**29, 2**30)}
+    page = render(settings, serving={"clients": 16, "seconds": 60.0, "rows": {"serve": load}})
+    assert "16 clients ask for 60 s" in page
+    assert "| `serve` | 75.8 | 211 | 310 | 0 | 512 | 1,024 |" in page
+
+
+def test_table_of_inputs_of_any_size(settings: Settings) -> None:
+    use = {"rows": 100_000, "seconds": 50.0, "driver": 2**20, "actor": 2**21, "all": 2**30}
+    page = render(settings, **{"batch-predict": {"actors": 2, "rows": [use]}})
+    assert "batch-predict --num_actors 2`" in page
+    assert "| 100,000 | 50 | 2,000 | 1 | 2 | 1,024 |" in page

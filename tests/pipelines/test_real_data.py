@@ -55,16 +55,16 @@ def test_chain_on_imdb_with_two_workers(real_data: Path, tmp_path: Path) -> None
         "sentiment",
         tmp_path,
         data__path=real_data / "imdb",
-        data__limit=1500,
+        data__limit=800,
         data__max_seq_len=128,
         mlm__trainer__max_epochs=1,
         frozen__trainer__max_epochs=1,
-        finetune__trainer__max_epochs=2,
+        finetune__trainer__max_epochs=1,
         scaling__num_workers=2,
     )
     results = {name: result(folder / name) for name in ("mlm", "frozen", "finetune")}
-    assert {outcome["val_samples"] for outcome in results.values()} == {1500}
-    assert {outcome["test_samples"] for outcome in results.values()} == {1500}
+    assert {outcome["val_samples"] for outcome in results.values()} == {800}
+    assert {outcome["test_samples"] for outcome in results.values()} == {800}
     assert results["mlm"]["val_loss"] < 8.5  # it began near ln(10003) = 9.2
     baselines = json.loads((folder / "baselines.json").read_text())["test_accuracy"]
     assert baselines["tfidf_logistic_regression"] > 0.75 > baselines["majority"] > 0.4
