@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from perceiver.cores import cores_kept, use_one_core
 from perceiver.files import MANIFEST, DamagedFolderError, read_manifest, write_manifest
 from pipelines.control import HOW_TO_CONVERGE, DivergedError
 from pipelines.storage import Storage
@@ -187,7 +188,9 @@ class StoreIO(CheckpointIO):
         self.in_background = in_background
         self.written: Position | None = None
         self.seconds_waited = 0.0
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writer = ThreadPoolExecutor(1, "checkpoint", use_one_core)
+        with cores_kept():
+            self._writer.submit(int).result()  # an executor starts its thread with the first task
         self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

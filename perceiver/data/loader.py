@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
+
+from perceiver.cores import cores_kept, use_one_core
 
 _BATCHES_AHEAD = 2
 _STOP_SECONDS = 0.1  # between two looks of a thread whether its batches are still wanted
@@ -36,7 +37,9 @@ class ReadAheadLoader(DataLoader[Any]):
         ahead: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
         abandoned = threading.Event()
         thread = threading.Thread(target=_fill, args=(batches, ahead, abandoned), name="read-ahead", daemon=True)
-        _start_with_one_core(thread, ahead)
+        with cores_kept():
+            thread.start()
+            assert ahead.get() is _BEGUN
         try:
             while True:
                 asked = time.perf_counter()
@@ -52,19 +55,6 @@ class ReadAheadLoader(DataLoader[Any]):
             thread.join()  # before another pass asks the same loader processes
 
 
-def _start_with_one_core(thread: threading.Thread, ahead: queue.Queue[Any]) -> None:
-    """Start a thread whose operations have no threads of their own, and wait until it has begun.
-
-    With some, there would be more threads than cores, and OpenMP would let those of the training step sleep between its
-    operations: a step of the default image classifier takes 1.5 times as long on two cores. Torch sets OpenMP's number
-    for the thread that asks, but MKL's for all, so that it is set back here.
-    """
-    num_threads = torch.get_num_threads()
-    thread.start()
-    assert ahead.get() is _BEGUN
-    torch.set_num_threads(num_threads)
-
-
 def _fill(batches: Iterator[Any], ahead: queue.Queue[Any], abandoned: threading.Event) -> None:
     """Put the batches, then the end or whatever error stopped them, into the queue while somebody takes them."""
 
@@ -77,8 +67,7 @@ def _fill(batches: Iterator[Any], ahead: queue.Queue[Any], abandoned: threading.
             except queue.Full:
                 continue
 
-    torch.get_num_threads()  # a thread that never asked is set to everybody's number by its first operation
-    torch.set_num_threads(1)
+    use_one_core()
     put(_BEGUN)
     try:
         for batch in batches:

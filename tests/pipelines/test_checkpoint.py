@@ -153,3 +153,18 @@ def test_lightning_saves_loads_and_removes_by_name(folder: Path) -> None:
     assert plugin.load_checkpoint("anywhere/step-000000007") == {"epoch": 3}
     plugin.remove_checkpoint("anywhere/step-000000007")
     assert store.newest() is None
+
+
+def test_the_writer_has_one_core_and_training_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(CheckpointStore, "save", lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        saving = StoreIO(CheckpointStore(Storage.from_uri(tmp_path)))
+        assert torch.get_num_threads() == 2
+        saving.save_checkpoint({}, "step-1", Position(1))
+        saving.close()
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
