@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from perceiver.errors import UserError
+from perceiver.openmp import spin_briefly
 from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 from pipelines.control import stoppable
 from pipelines.models.tools import ToolCommand
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _execute(argv: Sequence[str]) -> None:
+    spin_briefly()
     command = parse(argv)
     if isinstance(command, ConvertCommand):
         from pipelines.convert import convert

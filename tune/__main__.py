@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from perceiver.errors import UserError
+from perceiver.openmp import spin_briefly
 from pipelines.cli import PIPELINES, check_verb, fail, parse_pipeline
 from pipelines.control import stoppable
 from tune.config import SearchConfig
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_OVERVIEW)
         sys.exit(0)
+    spin_briefly()
     verb, *options = arguments
     check_verb(verb, list(PIPELINES))
     command, (config,) = parse_pipeline(verb, options, PROGRAM, [SearchConfig], f"{verb}-search")

@@ -186,7 +186,7 @@ def test_what_is_sent(
     assert "'--samples=[\"a [MASK] '\"'\"'film'\"'\"'\"]'" in entrypoint
     assert "--config=mine.yaml" in entrypoint
     assert "--follow" not in entrypoint
-    assert runtime_env["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S", "TOKENIZERS_PARALLELISM"}
+    assert runtime_env["env_vars"].keys() == {"GOMP_SPINCOUNT", "RAY_JOB_STOP_WAIT_TIME_S", "TOKENIZERS_PARALLELISM"}
     assert runtime_env["working_dir"] == str(project)
     assert tags == {"run_name": "texts", "verb": "mlm"}
     assert "hidden" not in str(jobs.calls)
