@@ -1,7 +1,7 @@
 """`python -m pipelines batch-predict`: files of any size are classified by Ray actors, and a killed command goes on.
 
 The input is divided into numbered shards, always the same ones. An actor turns each into one file that appears whole;
-files that are there are not made again. batch.json says of what input and model they are.
+files that are there are not made again. _batch.json says of what input and model they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipelines.models.shards import Shard, divide, fingerprint_of_files, is_writ
 from pipelines.models.where import model_folder
 from pipelines.storage import Storage
 
-MANIFEST = "batch.json"
+MANIFEST = "_batch.json"  # readers of Parquet folders pass names by that begin like this
 _MODEL = ".model"  # the actors' copy, while they work
 
 

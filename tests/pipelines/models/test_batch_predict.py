@@ -181,6 +181,7 @@ def wait_for_parts(folder: Path, number: int, process: subprocess.Popen[bytes], 
 
 def check_rows(folder: Path, expected: list[Any], size: int) -> None:
     rows = [row for part in parts(folder) for row in pq.read_table(part).to_pylist()]
+    assert pq.read_table(folder).num_rows == len(rows), "the folder is a Parquet data set"
     assert [row["id"] for row in rows] == [f"r{i}" for i in range(size)] * 3
     assert [row["row"] for row in rows] == list(range(size)) * 3
     for row, prediction in zip(rows, expected * 3, strict=True):
