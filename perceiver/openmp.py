@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-_SPINS = "3000"  # about 20 microseconds
+SPINS = "3000"
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def spin_briefly() -> None:
-    """Let threads of OpenMP wait for microseconds, not milliseconds, before they sleep; call it before torch is loaded.
+    """Let threads of OpenMP wait only briefly before they sleep; call it before torch is loaded.
 
     Left alone, GNU's OpenMP waits long if there are no more threads than cores. Once another program wants a core too,
     each operation then takes as long as the system lets that one run: steps of the quickstart took 100 times as long
@@ -17,4 +17,4 @@ def spin_briefly() -> None:
     Whoever has set one of OpenMP's own variables keeps it.
     """
     if not any(os.environ.get(name) for name in _VARIABLES):
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPINS

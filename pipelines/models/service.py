@@ -129,7 +129,7 @@ class Service:
 
     def __init__(self, files: ray.ObjectRef, name: str, limits: Limits, device: str, threads: int) -> None:
         # One thread does all that torch does: each other one would have a team of OpenMP threads of its own, and teams
-        # that together have more threads than there are cores make computing three times as slow.
+        # that together have more threads than there are cores make computing up to 2.5 times as slow.
         computing = ThreadPoolExecutor(1, "computing", torch.set_num_threads, (threads,))
         contents: dict[str, bytes] = ray.get(files)
         self._predictor = computing.submit(_load, contents, limits.max_batch_size, device).result()

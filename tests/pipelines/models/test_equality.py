@@ -25,7 +25,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from perceiver.config import EncoderConfig, ImageDataConfig, OptimizerConfig, TrainerConfig
+from perceiver.config import (
+    EncoderConfig,
+    ImageClassifierConfig,
+    ImageDataConfig,
+    OptimizerConfig,
+    TextClassifierConfig,
+    TrainerConfig,
+)
 from perceiver.inference import Predictor, encode, load
 from perceiver.pictures import model_inputs, read_picture
 from pipelines.models.export import SUFFIXES, export
@@ -69,6 +76,10 @@ class Case:
     expected: Probabilities
 
     @property
+    def config(self) -> TextClassifierConfig | ImageClassifierConfig:
+        return classifier_config(self.predictor)
+
+    @property
     def model(self) -> Path:
         return self.folder / "model"
 
@@ -84,8 +95,13 @@ class Case:
         return (self.inputs[start : start + REQUEST] for start in range(0, SIZE, REQUEST))
 
 
+def classifier_config(predictor: Predictor) -> TextClassifierConfig | ImageClassifierConfig:
+    assert isinstance(predictor.config, TextClassifierConfig | ImageClassifierConfig)
+    return predictor.config
+
+
 def probabilities_of(predictions: Sequence[Any], predictor: Predictor) -> Probabilities:
-    names = predictor.config.class_names  # type: ignore[union-attr]
+    names = classifier_config(predictor).class_names
     return np.array([[prediction["probabilities"][name] for name in names] for prediction in predictions])
 
 
@@ -134,7 +150,7 @@ def from_batch_predict(case: Case) -> Probabilities:
     run("batch-predict", case, f"--input={case.folder / 'inputs.parquet'}", f"--output={output}", *options)
     table = pa.concat_tables([pq.read_table(part) for part in sorted(output.glob("part-*.parquet"))])
     assert table["row"].to_pylist() == list(range(SIZE))
-    names = case.predictor.config.class_names  # type: ignore[union-attr]
+    names = case.config.class_names
     return np.stack([table[f"probability_{name}"].to_numpy() for name in names], axis=1)
 
 
@@ -175,13 +191,14 @@ def from_mlflow_serve(case: Case) -> Probabilities:
 
 def tensors(case: Case) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield what an exported model is called with."""
-    config, tokenizer = case.predictor.config, case.predictor.tokenizer
+    config, tokenizer = case.config, case.predictor.tokenizer
     for inputs in case.requests():
-        if tokenizer is not None:
-            yield encode(tokenizer, inputs, config.max_seq_len)  # type: ignore[union-attr]
+        if isinstance(config, ImageClassifierConfig):
+            pixels = [read_picture(content, config.image_shape, config.margin) for content in inputs]
+            yield (torch.from_numpy(model_inputs(pixels, config)),)
         else:
-            pixels = [read_picture(content, config.image_shape, config.margin) for content in inputs]  # type: ignore[union-attr]
-            yield (torch.from_numpy(model_inputs(pixels, config)),)  # type: ignore[arg-type]
+            assert tokenizer is not None
+            yield encode(tokenizer, inputs, config.max_seq_len)
 
 
 def exported(case: Case, format_: Literal["onnx", "torch-export"]) -> Path:
