@@ -184,8 +184,11 @@ def find_model_folder(folder: Path) -> Path:
         folder: A model/ folder, or the folder of a stage or of a run.
 
     Raises:
-        UserError: If a run has several models, and its settings don't tell which is the last.
+        UserError: If there is no such folder, or a run has several models, and its settings don't tell which is the
+            last.
     """
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist: name a model/ folder, or the folder of a stage or of a run")
     for place in (folder, folder / MODEL):
         if (place / CONFIG).is_file():
             return place

@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipelines.cluster import connected, own_resources, worker_resources
 from pipelines.config import ScalingConfig
 from pipelines.models.batch_actor import Job, ShardPredictor
 from pipelines.models.inputs import Wanted, find_files
+from pipelines.models.outputs import counted
 from pipelines.models.predict import device_of, kind_of
 from pipelines.models.predict_options import BatchPredictConfig
 from pipelines.models.shards import Shard, divide, fingerprint_of_files, is_written
@@ -33,6 +34,7 @@ from pipelines.models.where import model_folder
 from pipelines.storage import Storage
 
 MANIFEST = "_batch.json"  # readers of Parquet folders pass names by that begin like this
+_LOG_SECONDS = 10.0
 _MODEL = ".model"  # the actors' copy, while they work
 
 
@@ -91,7 +93,7 @@ def _batch_predict(config: BatchPredictConfig) -> None:
         print(f"{len(shards) - len(missing)} of {len(shards)} shards are there already", file=sys.stderr)
     if missing:
         _run(config, model, missing, output, identity)
-    print(f"{output}: predictions for {rows:,} rows in {len(shards)} files")
+    print(f"{output}: predictions for {counted(rows, 'row')} in {counted(len(shards), 'file')}")
 
 
 def _check_resources(config: BatchPredictConfig) -> None:
@@ -183,9 +185,9 @@ def _run(config: BatchPredictConfig, model: _Model, shards: Sequence[Shard], out
             advance(done["rows"])
     seconds = time.monotonic() - begun
     shutil.rmtree(output / _MODEL)
-    print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:.0f} a second", file=sys.stderr)
+    print(f"{counted(rows, 'row')} in {seconds:.1f} s, {rows / seconds:.0f} a second", file=sys.stderr)
     if errors:
-        print(f"note: {errors:,} rows could not be read: the column error says why", file=sys.stderr)
+        print(f"note: {counted(errors, 'row')} could not be read: the column error says why", file=sys.stderr)
 
 
 def _results(
@@ -222,13 +224,30 @@ def _results(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Show a bar of rows on a terminal, and yield what moves it."""
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of rows on a terminal, or a line now and then in a log, and yield what moves it."""
+    if not sys.stderr.isatty():
+        yield _Lines(total).advance
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("rows", total=total)
         yield lambda rows: progress.advance(task, rows)
+
+
+class _Lines:
+    """Progress in a log."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._next = 0.0
+
+    def advance(self, rows: int) -> None:
+        """Take note of some more rows, and say how many are done if the last line is some time ago."""
+        self._done += rows
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LOG_SECONDS
+            print(f"{self._done:,} of {counted(self._total, 'row')}", file=sys.stderr, flush=True)

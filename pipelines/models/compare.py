@@ -78,7 +78,7 @@ def _result(name: str, value: float | None) -> str:
         return duration(value)
     if name.endswith("accuracy"):
         return f"{value:.2%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
 
 
 def _difference(name: str, value: float) -> str:

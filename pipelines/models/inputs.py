@@ -15,8 +15,10 @@ from perceiver.errors import UserError, one_line
 
 Kind = Literal["text", "image"]
 
+NO_ROWS = "has no rows: there is nothing to predict"
 _LINES = {".csv", ".jsonl", ".json", ".txt"}
 _TABLES = (".csv", ".jsonl", ".json", ".parquet")
+_SHOWN = 40  # characters of a value that is none
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def read_rows(path: Path, wanted: Wanted, start: Start | None = None) -> Iterato
     start = start or Start()
     try:
         if path.suffix.lower() in IMAGE_SUFFIXES:
+            _refuse_id(path, wanted)
             yield Row(str(path), path)
             return
         if path.suffix.lower() in _LINES:
@@ -156,6 +159,7 @@ def find_starts(path: Path, wanted: Wanted, rows: int) -> Iterator[tuple[Start, 
     """
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
+        _refuse_id(path, wanted)
         yield Start(), 1
     elif suffix in _LINES:
         yield from _starts_of_lines(path, wanted, rows)
@@ -216,8 +220,7 @@ def _records(path: Path, wanted: Wanted, offset: int) -> Iterator[tuple[Record, 
 
 
 def _texts(lines: _Lines, wanted: Wanted, offset: int) -> Iterator[Record]:
-    if wanted.id_column:
-        raise UserError(f"{lines.path} has no columns: leave --id_column out")
+    _refuse_id(lines.path, wanted)
     lines.seek(offset)
     for line in lines:
         if line.strip():
@@ -267,10 +270,15 @@ _READERS: dict[str, Callable[[_Lines, Wanted, int], Iterator[Record]]] = {
 }
 
 
+def _refuse_id(path: Path, wanted: Wanted) -> None:
+    if wanted.id_column:
+        raise UserError(f"{path} has no columns: leave --id_column out")
+
+
 def check_columns(path: Path, names: Sequence[str], wanted: Wanted) -> None:
     """Raise a UserError unless a file has the wanted columns."""
     if not names:
-        raise UserError(f"{path} is empty: add rows")
+        raise UserError(f"{path} {NO_ROWS}")
     for column in wanted.columns:
         if column not in names:
             option = f"{wanted.kind}_column" if column == wanted.column else "id_column"
@@ -287,7 +295,7 @@ def _row(record: Record, path: Path, number: int, wanted: Wanted) -> Row:
     if wanted.kind == "text":
         if isinstance(value, str):
             return Row(value, value, id_text)
-        found = "is missing" if value is None else "is no text"
+        found = "is missing" if value is None else f"is {str(value)[:_SHOWN]}, but must be a text"
         return Row(place, None, id_text, f"{place}: {wanted.column} {found}: mend or remove the row")
     if isinstance(value, dict):  # as the hub has images
         value = value.get("bytes") or value.get("path")

@@ -198,5 +198,6 @@ def _reason(error: ValidationError) -> str:
     first = parts[0]
     hidden = ("list[", "float", "fail-fast", _FILE, _PIXELS)
     place = ".".join(str(name) for name in first["loc"] if not str(name).startswith(hidden))
-    reason = f"{place}: {first['msg']}" if place else first["msg"]
+    message = "there are none, but 1 or more are needed" if first["type"] == "too_short" else first["msg"]
+    reason = f"{place}: {message}" if place else message
     return reason[:_LONGEST_REASON]

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from perceiver.errors import UserError, one_line
+from perceiver.files import is_full
 
 Result = dict[str, Any]
 """Of a classifier: text or path, label, probability and probabilities by class; of a masked language model: text, and
-for each mask its fills, {"token": ..., "probability": ...}, best first."""
+for each mask its fills, {"token": ..., "probability": ...}, best first. After text or path there may be an id."""
 Write = Callable[[Sequence[Result]], None]
 Columns = dict[str, type]
 """Columns of a flat table, and what they hold: str, int or float."""
@@ -25,28 +26,42 @@ Columns = dict[str, type]
 _SHOWN_CHARACTERS = 200  # of a text, on a terminal
 
 
-def columns_of(name: str, class_names: Sequence[str] | None) -> Columns:
+def columns_of(name: str, class_names: Sequence[str] | None, id_column: str | None = None) -> Columns:
     """Return the columns that results have in a .csv or .parquet file.
 
     Args:
         name: What the input is called: text or path.
         class_names: Classes of a classifier; None for a masked language model, which has a row per fill.
+        id_column: Column of the input that is repeated.
+
+    Raises:
+        UserError: If that column is called like one of the others.
     """
     if class_names is None:
-        return {name: str, "mask": int, "rank": int, "token": str, "probability": float}
-    return {name: str, "label": str, "probability": float, **{f"probability_{c}": float for c in class_names}}
+        found: Columns = {"mask": int, "rank": int, "token": str, "probability": float}
+    else:
+        found = {"label": str, "probability": float, **{f"probability_{c}": float for c in class_names}}
+    if id_column in {name, "fills", "probabilities", *found}:
+        raise UserError(f"id_column is {id_column}, but the predictions have a column of that name: rename it")
+    return {name: str, **({id_column: str} if id_column else {}), **found}
 
 
 def flat(result: Result) -> list[Result]:
     """Turn a result into rows with the columns of a table; masks and ranks are numbered from 1."""
     if "fills" in result:
+        named = {key: value for key, value in result.items() if key != "fills"}
         return [
-            {"text": result["text"], "mask": mask, "rank": rank, **fill}
+            {**named, "mask": mask, "rank": rank, **fill}
             for mask, fills in enumerate(result["fills"], 1)
             for rank, fill in enumerate(fills, 1)
         ]
     probabilities = {f"probability_{name}": value for name, value in result["probabilities"].items()}
     return [{key: value for key, value in result.items() if key != "probabilities"} | probabilities]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things as one says it: 1 row, 2,000 rows."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def output_of(
@@ -76,16 +91,19 @@ def _print_table(results: Sequence[Result]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
     is_fills = "fills" in results[0]
-    first = next(iter(results[0]))
+    shown = ("mask", "token", "probability") if is_fills else ("label", "probability", "probabilities")
+    first, *others = (name for name in results[0] if name not in {*shown, "fills"})  # others: an id, if there is one
     table.add_column(first, no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
-    for name in ("mask", "token", "probability") if is_fills else ("label", "probability", "probabilities"):
-        table.add_column(name, justify="right" if name in ("mask", "probability") else "left")
+    for name in [*others, *shown]:
+        table.add_column(Text(name), justify="right" if name in ("mask", "probability") else "left")
     for result in results:
-        for cells in _fill_cells(result) if is_fills else [_class_cells(result)]:
-            table.add_row(*cells)
+        ids = [Text(result[name] or "") for name in others]
+        for number, (name, *cells) in enumerate(_fill_cells(result) if is_fills else [_class_cells(result)]):
+            table.add_row(name, *(ids if number == 0 else [""] * len(ids)), *cells)
     Console().print(table)
 
 
@@ -131,7 +149,8 @@ def _file(path: Path, columns: Columns) -> Iterator[Write]:
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise UserError(f"output {path} cannot be written ({reason}): free some space or name another file") from None
+        mend = "free some space or name another file" if is_full(error) else "name another file"
+        raise UserError(f"output {path} cannot be written ({reason}): {mend}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

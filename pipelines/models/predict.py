@@ -17,9 +17,9 @@ from perceiver.data.tokenizer import MASK_TOKEN
 from perceiver.errors import UserError
 from perceiver.inference import Predictor, load, named_fills
 from perceiver.saving import read_config
-from pipelines.models.inputs import Kind, Row, Wanted, find_files, read_rows
+from pipelines.models.inputs import NO_ROWS, Kind, Row, Wanted, find_files, read_rows
 from pipelines.models.notes import notes
-from pipelines.models.outputs import Result, columns_of, output_of
+from pipelines.models.outputs import Result, columns_of, counted, output_of
 from pipelines.models.predict_options import Device, PredictConfig
 from pipelines.models.where import model_folder
 
@@ -55,7 +55,8 @@ def _predict(config: PredictConfig, logger: logging.Logger) -> None:
         model = read_config(folder)
         _check_task(config, model)
         rows = _nonempty(_rows(config, kind_of(model)), config)
-        columns = columns_of("path" if kind_of(model) == "image" else "text", getattr(model, "class_names", None))
+        name = "path" if kind_of(model) == "image" else "text"
+        columns = columns_of(name, getattr(model, "class_names", None), config.id_column)
         with output_of(config.output, config.format, columns) as write:
             predictor = load(folder, config.batch_size)
             predictor.model.to(device)
@@ -65,7 +66,7 @@ def _predict(config: PredictConfig, logger: logging.Logger) -> None:
                 write(_results(predictor, some, config, logger))
                 predicted += len(some)
     if config.output is not None:
-        print(f"{config.output}: predictions for {predicted:,} rows", file=sys.stderr)
+        print(f"{config.output}: predictions for {counted(predicted, 'row')}", file=sys.stderr)
 
 
 def kind_of(model: ModelConfig) -> Kind:
@@ -87,6 +88,8 @@ def device_of(name: Device) -> torch.device:
 def _check_task(config: PredictConfig, model: ModelConfig) -> None:
     if config.top_k is not None and not isinstance(model, MaskedLanguageModelConfig):
         raise UserError(f"model {config.model} is a classifier, which has no --top_k: leave it out, or name an mlm run")
+    if isinstance(model, MaskedLanguageModelConfig) and (config.top_k or 0) > model.vocab_size:
+        raise UserError(f"top_k is {config.top_k:,}, but the model knows {model.vocab_size:,} tokens: ask for fewer")
     if kind_of(model) == "image" and config.input is None:
         raise UserError(f"model {config.model} reads images, not texts: name images with --input, or another model")
 
@@ -99,7 +102,7 @@ def _rows(config: PredictConfig, kind: Kind) -> Iterator[Row]:
         if sys.stdin.isatty():
             print("note: a text per line; Ctrl-D ends", file=sys.stderr)
         return (Row(text, text) for text in _standard_input())
-    wanted = Wanted(kind, config.text_column if kind == "text" else config.image_column)
+    wanted = Wanted(kind, config.text_column if kind == "text" else config.image_column, config.id_column)
     return chain.from_iterable(read_rows(file, wanted) for file in find_files([config.input], kind))
 
 
@@ -116,7 +119,7 @@ def _standard_input() -> Iterator[str]:
 def _nonempty(rows: Iterator[Row], config: PredictConfig) -> Iterator[Row]:
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{config.input or 'the standard input'} is empty: there is nothing to predict")
+        raise UserError(f"{config.input or 'the standard input'} {NO_ROWS}")
     return chain([first], rows)
 
 
@@ -135,20 +138,23 @@ def _results(predictor: Predictor, rows: Sequence[Row], config: PredictConfig, l
     if broken := next((row.error for row in rows if row.error), None):
         raise UserError(broken)
     contents: list[Any] = [row.content for row in rows]
+    name = "text" if kind_of(predictor.config) == "text" else "path"
+    inputs: list[Result] = [{name: row.name} | ({config.id_column: row.id} if config.id_column else {}) for row in rows]
     if isinstance(predictor.config, MaskedLanguageModelConfig):
-        return _fills(predictor, contents, config.top_k or _TOP_K, logger)
-    if kind_of(predictor.config) == "text":
+        outcomes: list[Any] = _fills(predictor, contents, config.top_k or _TOP_K, logger)
+    elif name == "text":
         if masked := next((text for text in contents if MASK_TOKEN in text), None):
             raise UserError(
                 f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies: name the model of an mlm stage"
             )
-        return [{"text": row.name, **p} for row, p in zip(rows, predictor.classify(contents), strict=True)]
-    predictions = predictor.classify(contents, config.resize)
-    return [{"path": row.name, **p} for row, p in zip(rows, predictions, strict=True)]
+        outcomes = predictor.classify(contents)
+    else:
+        outcomes = predictor.classify(contents, config.resize)
+    return [one | outcome for one, outcome in zip(inputs, outcomes, strict=True)]
 
 
 def _fills(predictor: Predictor, texts: Sequence[str], k: int, logger: logging.Logger) -> list[Result]:
     results = predictor.fill(texts, k)
     if any(not result["fills"] for result in results):
         logger.info("a text without %s that the model reads has no fills", MASK_TOKEN)
-    return [{"text": result["text"], "fills": named_fills(result)} for result in results]
+    return [{"fills": named_fills(result)} for result in results]

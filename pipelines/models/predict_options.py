@@ -34,6 +34,8 @@ class PredictConfig:
     """Column that holds the text."""
     image_column: str = "image"
     """Column that holds the image: its path, or, in a .parquet file, its content."""
+    id_column: str | None = None
+    """Column that the predictions repeat, as text (null: none)."""
     output: str | None = None
     """File to write: .jsonl, .csv or .parquet (null: print)."""
     format: Literal["table", "jsonl"] | None = None
@@ -53,6 +55,8 @@ class PredictConfig:
         _require_positive(self, "batch_size", "top_k")
         if self.text and self.input is not None:
             raise ValueError("--text and --input are both given: give one of them")
+        if self.id_column is not None and self.input is None:
+            raise ValueError("id_column is a column of a file, but there is no --input: leave it out")
         if self.output is not None and self.format is not None:
             raise ValueError("--output and --format are both given: the suffix of --output says what is written")
         if self.output is not None and Path(self.output).suffix.lower() not in OUTPUT_SUFFIXES:

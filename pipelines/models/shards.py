@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.errors import UserError
 from perceiver.files import sha256_file, write_atomic
-from pipelines.models.inputs import Row, Start, Wanted, find_starts, read_rows
+from pipelines.models.inputs import NO_ROWS, Row, Start, Wanted, find_starts, read_rows
 
 _METADATA = b"perceiver"
 
@@ -101,7 +101,7 @@ def divide(files: Sequence[Path], wanted: Wanted, rows_per_shard: int) -> list[S
     if pieces:
         shards.append(Shard(len(shards), tuple(pieces)))
     if not shards:
-        raise UserError(f"{', '.join(map(str, files[:3]))} have no rows: there is nothing to predict")
+        raise UserError(f"{files[0] if len(files) == 1 else 'the input'} {NO_ROWS}")
     return shards
 
 

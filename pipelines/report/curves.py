@@ -114,6 +114,7 @@ def accuracy(sources: Sources) -> list[Picture]:
     if tested is not None:
         axes.axhline(tested, color=GREEN, linestyle="--", linewidth=1.2, label=f"test, {tested:.2%}")
     _mark_restarts(sources, axes)
+    axes.set_xlim(left=0)  # a single epoch has a single point, around which there would be no scale
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend()
     return [picture("accuracy", "Accuracy", axes, "Validation after each epoch; the test comes once, at the end.")]

@@ -1,9 +1,10 @@
-"""The page: every section whose raw result is there, rendered."""
+"""The page: every section whose raw result is there, rendered; of the others what the page has already."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.benchmarks.workloads import OURS, WORKLOADS
 
 Result = dict[str, Any]
 _DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+_MARK = re.compile(r"^<!-- \S+ \S+ -->$", re.MULTILINE)
 _REGIME_TITLES = {
     "as run": "As its users run it: nothing is set from outside.",
     "tuned": "Memory kept for everybody: glibc gives nothing back to the system (GLIBC_TUNABLES); ours, which keeps "
@@ -54,17 +56,31 @@ Written by `make bench`; do not edit. How to read it:
 
 
 def write_page(settings: Settings) -> None:
-    """Write the page from all raw results that are there."""
+    """Write the page from all raw results that are there, and leave its other sections as they are."""
+    kept = _kept(settings.out.read_text()) if settings.out.exists() else {}
     parts = [_INTRODUCTION]
     for device, title in _DEVICES.items():
-        sections = list(_sections(replace(settings, device=device)))
+        sections = _sections(replace(settings, device=device), kept)
         if sections:
             parts += [f"## {title}\n", *sections]
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     settings.out.write_text("\n".join(parts))
 
 
-def _sections(settings: Settings) -> list[str]:
+def _mark(name: str, device: str) -> str:
+    """Return what stands above a section, by which it is found again."""
+    return f"<!-- {name} {device} -->"
+
+
+def _kept(page: str) -> dict[str, str]:
+    """Return the sections of a page by their marks."""
+    marks = list(_MARK.finditer(page))
+    ends = [*(mark.start() for mark in marks[1:]), len(page)]
+    texts = (page[mark.end() : end].partition("\n## ")[0] for mark, end in zip(marks, ends, strict=True))
+    return {mark.group(): text.strip("\n") for mark, text in zip(marks, texts, strict=True)}
+
+
+def _sections(settings: Settings, kept: Mapping[str, str]) -> list[str]:
     renderers: dict[str, Callable[[Result, Settings], str]] = {
         **dict.fromkeys(WORKLOADS, _render_workload),
         **{f"tricks-{name}": _render_tricks for name in WORKLOADS},
@@ -78,8 +94,14 @@ def _sections(settings: Settings) -> list[str]:
         "batch-predict": _render_batch_predict,
         "official": _render_official,
     }
-    found = [(render, settings.load(name)) for name, render in renderers.items()]
-    return [f"{render(result, settings)}\n\n{_environment(result)}\n" for render, result in found if result is not None]
+    sections = []
+    for name, render in renderers.items():
+        mark, result = _mark(name, settings.device), settings.load(name)
+        if result is not None:
+            sections.append(f"{mark}\n{render(result, settings)}\n\n{_environment(result)}\n")
+        elif mark in kept:
+            sections.append(f"{mark}\n{kept[mark]}\n")
+    return sections
 
 
 def _environment(result: Result) -> str:

@@ -1,5 +1,6 @@
 """The page, from made-up results; pictures; the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def test_workload_table(settings: Settings) -> None:
     assert "failed: out of memory" in failed
     assert "an abacus" in page
     assert page.count("| ours |") == 2
+
+
+def test_a_section_whose_raw_result_is_gone_stays(settings: Settings) -> None:
+    mlm = {"workload": "mlm", "batch_size": 64, "regimes": {"as run": [row("ours", 1.0), row("plain", 8.0)]}}
+    tricks = {"workload": "mlm", "regimes": {"as run": [row("all tricks", 1.0), row("like length", 1.5)]}}
+    curves = {"losses": {"ours": [9.2, 8.0], "plain": [9.2, 8.0005]}}
+    page = render(settings, mlm=mlm, **{"tricks-mlm": tricks}, curves=curves)
+    for raw in settings.results.iterdir():
+        raw.unlink()
+    assert render(settings) == page
+    changed = render(settings, **{"tricks-mlm": {**tricks, "regimes": {"as run": [row("all tricks", 3.0)]}}})
+    assert changed != page
+    assert [line for line in changed.splitlines() if line[:1] == "#"] == [
+        line for line in page.splitlines() if line[:1] == "#"
+    ]
+    on_gpu = render(replace(settings, device="cuda"), mlm=mlm)
+    assert on_gpu.startswith(changed.rstrip("\n"))
+    assert on_gpu.count("### Masked language model") == 2
 
 
 def test_sections_accumulate_and_say_what_they_found(settings: Settings) -> None:

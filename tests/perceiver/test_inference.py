@@ -178,7 +178,7 @@ def test_classifying_leaves_the_mode_and_uses_no_dropout() -> None:
 def test_saved_and_loaded(mlm: PerceiverMLM, tmp_path: Path) -> None:
     save_model(tmp_path, mlm, MLM, TOKENIZER)
     assert load(tmp_path, batch_size=2).fill(TEXTS) == Predictor(mlm, MLM, TOKENIZER, 2).fill(TEXTS)
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "nowhere")
 
 

@@ -198,7 +198,7 @@ def test_every_file_is_needed_and_checked(name: str, saved: Path) -> None:
 
 def test_places_without_a_model(tmp_path: Path) -> None:
     assert "holds no model" in error_of(load_model, tmp_path)
-    assert "holds no model" in error_of(load_model, tmp_path / "nowhere")
+    assert "nowhere does not exist: name a model/ folder" in error_of(load_model, tmp_path / "nowhere")
     (tmp_path / "file").touch()
     assert "holds no model" in error_of(load_model, tmp_path / "file")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,11 +112,13 @@ MISTAKES = {
     "column": (["--model", "{models}/text", "--input", "{data}/in", "--text_column", "x"],
                "{data}/in/a.csv has no column x: set --text_column to one of id, text"),
     "id": (["--model", "{models}/text", "--input", "{data}/in", "--id_column", "x"], "set --id_column to one of id"),
+    "id of an image": (["--model", "{models}/image", "--input", "{data}/pictures", "--id_column", "id"],
+                       "{data}/pictures/a.png has no columns: leave --id_column out"),
     "label": (["--model", "{models}/text", "--input", "{data}/in", "--id_column", "label"], "rename it"),
     "actors": (["--model", "{models}/text", "--input", "{data}/in", "--num_actors", "9999"],
                "num_actors is 9999, but this machine has "),
     "remote": (["--model", "{models}/text", "--input", "s3://x/y"], "s3://x/y is not a local path: name files"),
-    "empty": (["--model", "{models}/text", "--input", "{data}/empty.txt"], "{data}/empty.txt have no rows: there is"),
+    "empty": (["--model", "{models}/text", "--input", "{data}/empty.txt"], "{data}/empty.txt has no rows: there is"),
     "inside": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}"], "holds the input a.csv"),
     "full": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}/other"], "other is not empty: "),
     "denied": (["--model", "{models}/text", "--input", "{data}/in", "--output", "/proc/x"], "/proc/x cannot be writ"),
@@ -136,6 +139,8 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     write_tables(tmp_path / "in", 3)
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     (tmp_path / "mixed").mkdir()
@@ -209,6 +214,7 @@ def test_a_killed_command_goes_on_and_has_the_rows_of_classify_once_each(models:
         assert start(command(models, tmp_path)).wait(300) == 0, log.read_text()
     del survivors[damaged]
     assert "shards are there already" in log.read_text()
+    assert re.search(r"^[\d,]+ of [\d,]+ rows$", log.read_text(), re.MULTILINE), "progress is in the log"
     assert all(part.stat().st_mtime_ns == made for part, made in survivors.items())
     check_rows(tmp_path / "out", expected, size)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

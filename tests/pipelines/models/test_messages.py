@@ -61,7 +61,7 @@ def test_pixel_values_get_the_range_that_the_model_was_trained_on(normalize: boo
         (TEXT, b"[" * 100_000, 400, "recursion limit"),
         (TEXT, [1], 422, "object"),
         (TEXT, {}, 422, "texts: Field required"),
-        (TEXT, {"texts": []}, 422, "at least 1"),
+        (TEXT, {"texts": []}, 422, "texts: there are none, but 1 or more are needed"),
         (TEXT, {"texts": "a"}, 422, "texts: Input should be a valid array"),
         (TEXT, {"texts": ["a", float("nan")]}, 422, "texts.1"),
         (TEXT, {"texts": ["a"] * 5}, 422, "5 inputs, but at most 4"),

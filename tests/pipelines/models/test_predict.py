@@ -63,6 +63,7 @@ BROKEN = {
     "empty.jsonl": b"",
     "latin.csv": "text\ncafé\n".encode("latin-1"),
     "quote.csv": b'text\n"open\n',
+    "number.jsonl": b'{"text": "a"}\n{"text": 5}\n',
     "null.jsonl": b'{"text": "a"}\n{"text": null}\n',
     "list.jsonl": b'[{"text": "a"}]\n',
     "broken.jsonl": b"nothing\n",
@@ -144,6 +145,20 @@ def test_tables_are_written(suffix: str, models: Path, tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("model", ["text", "mlm"])
+def test_predictions_repeat_a_column(
+    suffix: str, model: str, models: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "ids.jsonl").write_text('{"id": 7, "text": "a [MASK]"}\n' if model == "mlm" else '{"id": 7, "text": "a"}\n')
+    options = ["--model", models / model, "--input", data / "ids.jsonl", "--id_column", "id"]
+    results, _ = predict(capsys, *options)
+    assert [result["id"] for result in results] == ["7"]
+    _, said = predict(capsys, *options, "--output", data / f"out{suffix}")
+    assert {row["id"] for row in read_flat(data / f"out{suffix}")} == {"7"}
+    assert said == f"{data / f'out{suffix}'}: predictions for 1 row\n"
+
+
 def test_json_lines_are_written(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed, _ = predict(capsys, "--model", models / "text", "--text", *TEXTS)
     predict(capsys, "--model", models / "text", "--text", *TEXTS, "--output", tmp_path / "out.jsonl")
@@ -157,6 +172,18 @@ def test_a_table_has_all_probabilities(models: Path, capsys: pytest.CaptureFixtu
     assert all(part in printed for part in ("a [red] film", "label", "neg ", "pos "))
 
 
+@pytest.mark.parametrize("model", ["text", "mlm"])
+def test_a_table_has_the_repeated_column(
+    model: str, models: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "ids.csv").write_text("id,text\nseven [7],a [MASK] film\n" if model == "mlm" else "id,text\nseven [7],a\n")
+    options = ["--input", str(data / "ids.csv"), "--id_column", "id", "--format", "table"]
+    with pytest.raises(SystemExit):
+        main(["predict", "--model", str(models / model), *options])
+    printed = capsys.readouterr().out
+    assert printed.count("seven [7]") == 1
+
+
 Case = tuple[str, list[str], str]
 MISTAKES: dict[str, Case] = {
     "no model": ("none", ["--text", "a"], "none does not exist: name a run's folder"),
@@ -167,11 +194,11 @@ MISTAKES: dict[str, Case] = {
     "images to a text model": ("text", ["--input", "{data}/pictures"], "pictures holds images, but the model reads te"),
     "text to an image model": ("image", ["--text", "a"], "reads images, not texts: name images with --input, or"),
     "texts to an image model": ("image", ["--input", "{data}/texts.txt"], "holds texts, but the model reads images"),
-    "empty text file": ("text", ["--input", "{data}/empty.txt"], "{data}/empty.txt is empty: there is nothing to pred"),
-    "blank text file": ("text", ["--input", "{data}/blank.txt"], "{data}/blank.txt is empty: there is nothing to pred"),
-    "empty table": ("text", ["--input", "{data}/empty.csv"], "{data}/empty.csv is empty: add rows"),
-    "table without rows": ("text", ["--input", "{data}/header.csv"], "{data}/header.csv is empty: there is nothing"),
-    "empty lines": ("text", ["--input", "{data}/empty.jsonl"], "{data}/empty.jsonl is empty: there is nothing to pre"),
+    "empty text file": ("text", ["--input", "{data}/empty.txt"], "{data}/empty.txt has no rows: there is nothing to p"),
+    "blank text file": ("text", ["--input", "{data}/blank.txt"], "{data}/blank.txt has no rows: there is nothing to p"),
+    "empty table": ("text", ["--input", "{data}/empty.csv"], "{data}/empty.csv has no rows: there is nothing"),
+    "table without rows": ("text", ["--input", "{data}/header.csv"], "{data}/header.csv has no rows: there is nothing"),
+    "empty lines": ("text", ["--input", "{data}/empty.jsonl"], "{data}/empty.jsonl has no rows: there is nothing to"),
     "column of csv": ("text", ["--input", "{data}/texts.csv", "--text_column", "review"],
                       "{data}/texts.csv has no column review: set --text_column to one of id, text"),
     "column of jsonl": ("text", ["--input", "{data}/texts.jsonl", "--text_column", "x"], "to one of id, text"),
@@ -188,7 +215,14 @@ MISTAKES: dict[str, Case] = {
     "suffix": ("text", ["--input", "{data}/texts.doc"], "texts.doc has the suffix '.doc', which is not known: convert"),
     "output suffix": ("text", ["--text", "a", "--output", "x.txt"], "output is x.txt, but must end with .jsonl, .csv,"),
     "output folder": ("text", ["--text", "a", "--output", "/proc/x.csv"], "output /proc/x.csv cannot be written ("),
-    "no folder": ("text", ["--text", "a", "--output", "{data}/no/x.csv"], "x.csv cannot be written (No such file or d"),
+    "no folder": ("text", ["--text", "a", "--output", "{data}/no/x.csv"], "x.csv cannot be written (No such file"),
+    "no text": ("text", ["--input", "{data}/number.jsonl"], "number.jsonl, row 2: text is 5, but must be a text: mend"),
+    "too many fills": ("mlm", ["--text", "a [MASK]", "--top_k", "100000"], "top_k is 100,000, but the model knows "),
+    "no id": ("text", ["--input", "{data}/texts.csv", "--id_column", "x"], "set --id_column to one of id, text"),
+    "id of a text": ("text", ["--text", "a", "--id_column", "id"], "id_column is a column of a file, but there is no"),
+    "id of lines": ("text", ["--input", "{data}/texts.txt", "--id_column", "id"], "texts.txt has no columns: leave --"),
+    "id of an image": ("image", ["--input", "{data}/pictures", "--id_column", "id"], "0.png has no columns: leave --i"),
+    "text as id": ("text", ["--input", "{data}/texts.csv", "--id_column", "text"], "have a column of that name: ren"),
     "batch size": ("text", ["--text", "a", "--batch_size", "0"], "batch_size is 0, but must be 1 or more"),
     "two inputs": ("text", ["--text", "a", "--input", "b"], "--text and --input are both given: give one of them"),
 }  # fmt: skip
@@ -232,7 +266,7 @@ def test_where_a_file_has_no_room_nothing_stays(suffix: str, models: Path, tmp_p
     output.write_text("before")
     done = run("--model", models / "text", "--input", texts, "--output", output, preexec_fn=limited(3000))
     assert done.returncode == 2
-    reason = "File too large): free some space or name another file"
+    reason = "File too large): name another file"
     assert done.stderr == f"error: output {output} cannot be written ({reason}\n"
     assert output.read_text() == "before"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "in", output]
@@ -265,7 +299,7 @@ def test_standard_input_is_read_and_a_text_of_ten_megabytes_is_cut_at_once(model
 
 def test_an_empty_standard_input_is_a_mistake(models: Path) -> None:
     done = run("--model", models / "text", input="")
-    assert (done.returncode, done.stderr) == (2, "error: the standard input is empty: there is nothing to predict\n")
+    assert (done.returncode, done.stderr) == (2, "error: the standard input has no rows: there is nothing to predict\n")
 
 
 def test_a_reader_that_has_enough_is_no_error(models: Path, tmp_path: Path) -> None:
