@@ -25,7 +25,7 @@ from perceiver.config import ModelConfig
 from perceiver.errors import UserError
 from perceiver.inference import Fills, Prediction, Predictor
 from perceiver.model import PerceiverIO, PerceiverMLM
-from perceiver.saving import CARD, load_model, save_model
+from perceiver.saving import CARD, find_model_folder, load_model, save_model
 
 _FILES = ["*.safetensors", "*.json", CARD]  # no pickles
 
@@ -82,16 +82,17 @@ class PerceiverModel(
         """Load a model folder, or a model of the hub, after checking it against its checksums. Nothing is unpickled.
 
         Args:
-            pretrained_model_name_or_path: A folder, or "user/name".
+            pretrained_model_name_or_path: A model/ folder, the folder of a stage or of a run, or "user/name".
             map_location: Device to load it to.
             options: revision, token, cache_dir, force_download and local_files_only, for a model of the hub.
 
         Raises:
             UserError: If there is no such model, or its files are damaged.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), **options)
+        folder = find_model_folder(folder)
         saved = load_model(folder)
         card = folder / CARD
         text = card.read_text(encoding="utf-8") if card.is_file() else None

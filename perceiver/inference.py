@@ -211,7 +211,7 @@ class Predictor:
             raise UserError("this model doesn't classify: load the model/ folder of a classifier stage")
         if isinstance(config, TextClassifierConfig):
             inputs = _checked_texts(inputs)
-        elif isinstance(inputs, str | bytes):
+        elif isinstance(inputs, str | bytes | PathLike):
             raise UserError("the inputs are one image file: give a list of them")
         rows = self._in_batches(inputs, lambda batch: self._probabilities(batch, resize))
         return [_prediction(config.class_names, row) for row in rows]
@@ -248,9 +248,23 @@ class Predictor:
         return self.tokenizer
 
 
+def has_half_character(value: Any) -> bool:
+    """Tell whether something is a text with a lone surrogate, half of a character cut in two, which is no Unicode."""
+    if not isinstance(value, str) or value.isascii():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _checked_texts(texts: Sequence[str] | np.ndarray) -> list[str]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError("the inputs are not texts: give a list of strings")
+    broken = next((number for number, text in enumerate(texts, 1) if has_half_character(text)), None)
+    if broken is not None:
+        raise UserError(f"text {broken} has half a character (a lone surrogate): mend or leave it out")
     return list(texts)
 
 

@@ -33,11 +33,14 @@ class ModelServer:
 
 
 @contextmanager
-def own_server(model: str, log: Path, options: Sequence[str] = ()) -> Iterator[ModelServer]:
-    """Run `python -m pipelines serve` on a Ray cluster of its own."""
+def own_server(
+    model: str, log: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[ModelServer]:
+    """Run `python -m pipelines serve`, on a Ray cluster of its own unless the environment names one."""
     port = free_port()
     command = [sys.executable, "-m", "pipelines", "serve", f"--model={model}", f"--port={port}", *options]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if environment is None:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with _server(command, f"http://127.0.0.1:{port}", log, environment) as server:
         yield server
 

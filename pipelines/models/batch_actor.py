@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from perceiver.errors import UserError
 from perceiver.inference import Prediction, Predictor, load
 from pipelines.models.inputs import Row, Wanted
+from pipelines.models.parquet_input import Cursor
 from pipelines.models.shards import Shard, write_shard
 
 _BATCHES = 16  # that are read before they are sorted by length and predicted
@@ -46,22 +48,22 @@ class Job:
     cpus: int
     has_gpu: bool
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns of the predictions."""
-        ids = [(self.wanted.id_column, pa.string())] if self.wanted.id_column else []
-        probabilities = [(f"probability_{name}", pa.float64()) for name in self.class_names]
-        return pa.schema(
-            [
-                ("file", pa.string()),
-                ("row", pa.int64()),
-                *ids,
-                ("label", pa.string()),
-                ("probability", pa.float64()),
-                *probabilities,
-                ("error", pa.string()),
-            ]
-        )
+
+def schema_of(class_names: Sequence[str], id_column: str | None = None) -> pa.Schema:
+    """Return the columns of predictions: of the classes, and of the column of the input that is repeated, if any."""
+    ids = [(id_column, pa.string())] if id_column else []
+    probabilities = [(f"probability_{name}", pa.float64()) for name in class_names]
+    return pa.schema(
+        [
+            ("file", pa.string()),
+            ("row", pa.int64()),
+            *ids,
+            ("label", pa.string()),
+            ("probability", pa.float64()),
+            *probabilities,
+            ("error", pa.string()),
+        ]
+    )
 
 
 class ShardPredictor:
@@ -74,8 +76,15 @@ class ShardPredictor:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.cpus)
         self.job = job
-        self.predictor = load(job.model, job.batch_size)
-        self.predictor.model.to("cuda" if job.has_gpu else "cpu")
+        self.schema = schema_of(job.class_names, job.wanted.id_column)
+        self.cursor = Cursor()  # shards come in their order
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, loaded with the first shard, which can say why if it can't be."""
+        predictor = load(self.job.model, self.job.batch_size)
+        predictor.model.to("cuda" if self.job.has_gpu else "cpu")
+        return predictor
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Predict for a shard, and write its file.
@@ -90,18 +99,18 @@ class ShardPredictor:
         try:
             errors = self._predict(shard)
         except UserError as error:
-            return {"number": shard.number, "rows": 0, "errors": 0, "seconds": 0.0, "failure": str(error)}
+            return _failure(shard, str(error))
+        except torch.OutOfMemoryError:
+            return _failure(shard, f"the GPU has no room for {self.job.batch_size} inputs: lower --batch_size")
         except OSError as error:
-            failure = (
-                f"output {self.job.output} cannot be written ({error.strerror or error}): mend that and start again"
-            )
-            return {"number": shard.number, "rows": 0, "errors": 0, "seconds": 0.0, "failure": failure}
+            reason = error.strerror or error
+            return _failure(shard, f"output {self.job.output} cannot be written ({reason}): mend that and start again")
         seconds = time.monotonic() - begun
         return {"number": shard.number, "rows": shard.rows, "errors": errors, "seconds": seconds, "failure": ""}
 
     def _predict(self, shard: Shard) -> int:
-        columns: dict[str, list[Any]] = {name: [] for name in self.job.schema.names}
-        rows = shard.read(self.job.wanted)
+        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
+        rows = shard.read(self.job.wanted, self.cursor)
         while some := list(islice(rows, self.job.batch_size * _BATCHES)):
             outcomes = classify_rows(self.predictor, [row for _, _, row in some], self.job.resize)
             for (file, number, row), (prediction, error) in zip(some, outcomes, strict=True):
@@ -114,9 +123,13 @@ class ShardPredictor:
                 for name, column in columns.items():
                     column.append(values.get(name))
         if len(columns["row"]) != shard.rows:
-            raise UserError(f"{shard.pieces[0].file} has changed since the command began: start again")
-        write_shard(Path(self.job.output), shard, columns, self.job.schema, self.job.identity)
+            raise UserError("the input has changed since the command began: name another --output")
+        write_shard(Path(self.job.output), shard, columns, self.schema, self.job.identity)
         return sum(error is not None for error in columns["error"])
+
+
+def _failure(shard: Shard, reason: str) -> dict[str, Any]:
+    return {"number": shard.number, "rows": 0, "errors": 0, "seconds": 0.0, "failure": reason}
 
 
 def classify_rows(
@@ -127,16 +140,21 @@ def classify_rows(
     Yields:
         For each row its prediction, or else what is wrong with it.
     """
-    errors = [row.error for row in rows]
-    good = [place for place, error in enumerate(errors) if error is None]
-    contents: list[Any] = [rows[place].content for place in good]
-    predictions: dict[int, Prediction] = {}
+    contents = [row.content for row in rows if row.error is None]
+    outcomes = iter(_classified(predictor, contents, resize))
+    yield from ((None, row.error) if row.error is not None else next(outcomes) for row in rows)
+
+
+def _classified(
+    predictor: Predictor, contents: Sequence[Any], resize: bool
+) -> list[tuple[Prediction | None, str | None]]:
+    """Classify inputs; where one is broken, the halves of them by themselves, until it is found."""
+    if not contents:
+        return []
     try:
-        predictions = dict(zip(good, predictor.classify(contents, resize), strict=True))
-    except UserError:  # one of the images is broken: find out which
-        for place in good:
-            try:
-                (predictions[place],) = predictor.classify([rows[place].content], resize)
-            except UserError as error:
-                errors[place] = str(error)
-    yield from ((predictions.get(place), error) for place, error in enumerate(errors))
+        return [(prediction, None) for prediction in predictor.classify(contents, resize)]
+    except UserError as error:
+        if len(contents) == 1:
+            return [(None, str(error))]
+    half = len(contents) // 2
+    return _classified(predictor, contents[:half], resize) + _classified(predictor, contents[half:], resize)

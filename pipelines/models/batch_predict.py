@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from perceiver.files import folder_digest, write_atomic
 from perceiver.saving import load_model
 from pipelines.cluster import connected, own_resources, worker_resources
 from pipelines.config import ScalingConfig
-from pipelines.models.batch_actor import Job, ShardPredictor
+from pipelines.lock import HOLDER, LOCK, run_lock
+from pipelines.models.batch_actor import Job, ShardPredictor, schema_of
 from pipelines.models.inputs import Wanted, find_files
-from pipelines.models.outputs import counted
+from pipelines.models.outputs import check_id_column, counted
 from pipelines.models.predict import device_of, kind_of
 from pipelines.models.predict_options import BatchPredictConfig
 from pipelines.models.shards import Shard, divide, fingerprint_of_files, is_written
@@ -76,9 +77,8 @@ def _batch_predict(config: BatchPredictConfig) -> None:
     _check_resources(config)
     output = Path(config.output).expanduser().absolute()
     model = _read_model(config)
+    _check_apart(output, config.input)
     files = [file.absolute() for file in find_files(config.input, model.wanted.kind)]
-    if inside := next((file for file in files if output in file.parents), None):
-        raise UserError(f"output {output} holds the input {inside.name}: name another folder")
     shards = divide(files, model.wanted, config.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
     facts = {
@@ -87,13 +87,24 @@ def _batch_predict(config: BatchPredictConfig) -> None:
         "settings": {"resize": config.resize, "rows_per_shard": config.rows_per_shard, **asdict(model.wanted)},
     }
     identity = fingerprint_of(json.dumps(facts, sort_keys=True))
-    _claim(output, {**facts, "classes": model.class_names, "rows": rows, "shards": len(shards)})
-    missing = [shard for shard in shards if not is_written(output, shard, identity)]
-    if len(missing) < len(shards):
-        print(f"{len(shards) - len(missing)} of {len(shards)} shards are there already", file=sys.stderr)
-    if missing:
-        _run(config, model, missing, output, identity)
+    with _claimed(output, {**facts, "classes": model.class_names, "rows": rows, "shards": len(shards)}):
+        missing = [shard for shard in shards if not is_written(output, shard, identity)]
+        if len(missing) < len(shards):
+            print(f"{len(shards) - len(missing)} of {len(shards)} shards are there already", file=sys.stderr)
+        if missing:
+            _run(config, model, missing, output, identity)
     print(f"{output}: predictions for {counted(rows, 'row')} in {counted(len(shards), 'file')}")
+
+
+def _check_apart(output: Path, inputs: Sequence[str]) -> None:
+    """Raise a UserError where predictions would be taken for input, or input lies among predictions."""
+    place = output.resolve()
+    for name in inputs:
+        path = Path(name).expanduser().resolve()
+        if path.is_dir() and path in (place, *place.parents):
+            raise UserError(f"output {output} lies in the input {name}: name a folder elsewhere")
+        if place in path.parents:
+            raise UserError(f"output {output} holds the input {name}: name another folder")
 
 
 def _check_resources(config: BatchPredictConfig) -> None:
@@ -123,24 +134,37 @@ def _read_model(config: BatchPredictConfig) -> _Model:
         column = config.text_column if kind == "text" else config.image_column
         fingerprint = folder_digest(folder, verify=False)
         contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        check_id_column(config.id_column, schema_of(model.class_names).names)
         return _Model(Wanted(kind, column, config.id_column), model.class_names, contents, fingerprint)
 
 
-def _claim(output: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a new output folder, or compare that of an old one.
+@contextmanager
+def _claimed(output: Path, manifest: dict[str, Any]) -> Iterator[None]:
+    """Hold the output folder alone, with a manifest that says what it is of.
 
     Raises:
-        UserError: If the folder is of another input, model or settings, holds other things, or can't be written.
+        UserError: If the folder is of another input, model or settings, holds other things, can't be written, or is
+            held by another command.
     """
     manifest = json.loads(json.dumps(manifest))
+    with ExitStack() as stack:
+        with _writing(output):
+            _is_new(output, manifest)  # before anything is written there
+            stack.enter_context(run_lock(Storage.from_uri(output, "output"), "output"))
+            if _is_new(output, manifest):
+                write_atomic(output / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        yield
+
+
+def _is_new(output: Path, manifest: dict[str, Any]) -> bool:
+    """Return whether nothing is there yet, or raise a UserError unless what is there has the same manifest."""
     path = output / MANIFEST
-    with _writing(output):
-        if path.exists():
-            _compare(output, _read(path), manifest)
-            return
-        if output.is_dir() and any(output.iterdir()):
-            raise UserError(f"output {output} is not empty: name another folder")
-        write_atomic(path, (json.dumps(manifest, indent=2) + "\n").encode())
+    if path.exists():
+        _compare(output, _read(path), manifest)
+        return False
+    if output.is_dir() and any(child.name not in (LOCK, HOLDER) for child in output.iterdir()):
+        raise UserError(f"output {output} is not empty: name another folder")
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -176,15 +200,17 @@ def _run(config: BatchPredictConfig, model: _Model, shards: Sequence[Shard], out
         Storage.from_uri(output, "output").delete_leftovers()
         for name, content in model.files.items():
             write_atomic(output / _MODEL / name, content)
-    with connected(), _progress(sum(shard.rows for shard in shards)) as advance:
-        begun = time.monotonic()
-        for done in _results(config, model, shards, output, identity):
-            if done["failure"]:
-                raise UserError(str(done["failure"]))
-            rows, errors = rows + done["rows"], errors + done["errors"]
-            advance(done["rows"])
-    seconds = time.monotonic() - begun
-    shutil.rmtree(output / _MODEL)
+    try:
+        with connected(), _progress(sum(shard.rows for shard in shards)) as advance:
+            begun = time.monotonic()
+            for done in _results(config, model, shards, output, identity):
+                if done["failure"]:
+                    raise UserError(str(done["failure"]))
+                rows, errors = rows + done["rows"], errors + done["errors"]
+                advance(done["rows"])
+            seconds = time.monotonic() - begun
+    finally:
+        shutil.rmtree(output / _MODEL, ignore_errors=True)
     print(f"{counted(rows, 'row')} in {seconds:.1f} s, {rows / seconds:.0f} a second", file=sys.stderr)
     if errors:
         print(f"note: {counted(errors, 'row')} could not be read: the column error says why", file=sys.stderr)

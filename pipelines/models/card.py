@@ -140,11 +140,12 @@ def _architecture(config: ModelConfig, result: Mapping[str, Any]) -> dict[str, s
         inputs = {"Images": " x ".join(map(str, config.image_shape)) + " (height, width, channels)"}
     else:
         inputs = {"Vocabulary": f"{config.vocab_size:,} tokens", "Text": f"{config.max_seq_len} tokens at most"}
+    shared = "; all but the first share their weights" if encoder.num_layers > 2 else ""
     return {
         "Parameters": f"{result['parameters']:,}",
         **inputs,
         "Latents": f"{encoder.num_latents} of {encoder.num_latent_channels} channels",
-        "Encoder layers": f"{encoder.num_layers}; all but the first share their weights",
+        "Encoder layers": f"{encoder.num_layers}{shared}",
         "Self-attention layers per encoder layer": str(
             encoder.num_self_attention_layers_per_block * encoder.num_block_repeats
         ),
@@ -186,7 +187,8 @@ def _number(value: float | None, form: str = ".4f") -> str:
 def _limits(config: ModelConfig) -> list[str]:
     limits = ["Nobody examined whether its predictions are biased for or against groups of people."]
     if isinstance(config, ImageClassifierConfig):
-        return [f"It takes images of {config.image_shape[0]} x {config.image_shape[1]} pixels alone.", *limits]
+        height, width, _ = config.image_shape
+        return [f"It sees {height} x {width} pixels: images of other sizes are resized or refused.", *limits]
     return [
         "It knows the language of its training texts alone; letters are lowered and accents taken away.",
         f"Of a longer text it reads the first {config.max_seq_len} tokens.",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver.config import TextDataConfig
+from perceiver.errors import UserError
 from perceiver.saving import CONFIG
 from pipelines.past_run import PastStage
 from pipelines.predictions import PREDICTIONS, Predictions, read_predictions
@@ -82,7 +83,10 @@ def compare_predictions(names: Sequence[str], stages: Sequence[PastStage], num_s
     """
     if reason := _why_not(names, stages):
         return ComparedPredictions(reason)
-    found = [read_predictions(stage.run.folder) for stage in stages]
+    try:
+        found = [read_predictions(stage.run.folder) for stage in stages]
+    except UserError as error:
+        return ComparedPredictions(str(error))
     first, *others = found
     if any(not np.array_equal(first.labels, other.labels) for other in others):
         return ComparedPredictions("the runs were tested on other samples")

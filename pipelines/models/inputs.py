@@ -6,12 +6,17 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from perceiver.data.image_folders import IMAGE_SUFFIXES
 from perceiver.errors import UserError, one_line
+from perceiver.inference import has_half_character
+
+if TYPE_CHECKING:
+    from pipelines.models.parquet_input import Cursor
 
 Kind = Literal["text", "image"]
 
@@ -49,7 +54,7 @@ class Row:
         name: The text itself, the path of the image, or else its place.
         content: The text, or the path or the content of the image; None if there is none.
         id: Value of the id column.
-        error: Why there is no content.
+        error: Why there is no content; what place it is about, `name` says.
     """
 
     name: str
@@ -114,19 +119,20 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def read_rows(path: Path, wanted: Wanted, start: Start | None = None) -> Iterator[Row]:
+def read_rows(path: Path, wanted: Wanted, start: Start | None = None, cursor: Cursor | None = None) -> Iterator[Row]:
     """Yield the rows of a file; one that can't be used has an error.
 
     Args:
         path: A file of a known kind.
         wanted: What to read.
         start: Where to begin (none: at the first row).
+        cursor: Where an earlier call stopped in a Parquet file, and this one will.
 
     Raises:
         UserError: If the file as a whole can't be read, or lacks a column.
     """
     start = start or Start()
-    try:
+    with reading(path):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             _refuse_id(path, wanted)
             yield Row(str(path), path)
@@ -134,13 +140,11 @@ def read_rows(path: Path, wanted: Wanted, start: Start | None = None) -> Iterato
         if path.suffix.lower() in _LINES:
             records: Iterator[Record] = (record for record, _ in _records(path, wanted, start.offset))
         else:
-            from pipelines.models.parquet_input import read_records
+            from pipelines.models.parquet_input import Cursor
 
-            records = read_records(path, wanted, start)
+            records = (cursor or Cursor()).read(path, wanted, start)
         for number, record in enumerate(records, start.row + 1):
             yield _row(record, path, number, wanted)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)}): mend it") from None
 
 
 def find_starts(path: Path, wanted: Wanted, rows: int) -> Iterator[tuple[Start, int]]:
@@ -158,15 +162,25 @@ def find_starts(path: Path, wanted: Wanted, rows: int) -> Iterator[tuple[Start, 
         UserError: If the file can't be read, or lacks a column.
     """
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        _refuse_id(path, wanted)
-        yield Start(), 1
-    elif suffix in _LINES:
-        yield from _starts_of_lines(path, wanted, rows)
-    else:
-        from pipelines.models.parquet_input import find_parquet_starts
+    with reading(path):
+        if suffix in IMAGE_SUFFIXES:
+            _refuse_id(path, wanted)
+            yield Start(), 1
+        elif suffix in _LINES:
+            yield from _starts_of_lines(path, wanted, rows)
+        else:
+            from pipelines.models.parquet_input import find_parquet_starts
 
-        yield from find_parquet_starts(path, wanted, rows)
+            yield from find_parquet_starts(path, wanted, rows)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line about a file that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)}): mend it") from None
 
 
 def _starts_of_lines(path: Path, wanted: Wanted, rows: int) -> Iterator[tuple[Start, int]]:
@@ -288,15 +302,17 @@ def check_columns(path: Path, names: Sequence[str], wanted: Wanted) -> None:
 def _row(record: Record, path: Path, number: int, wanted: Wanted) -> Row:
     place = f"{path}, row {number}"
     if isinstance(record, str):
-        return Row(place, None, None, f"{place}: {record}")
+        return Row(place, None, None, record)
     value = record.get(wanted.column)
     id_value = record.get(wanted.id_column) if wanted.id_column else None
     id_text = None if id_value is None else str(id_value)
+    if broken := next((name for name in wanted.columns if has_half_character(record.get(name))), None):
+        return Row(place, None, None, f"{broken} has half a character (a lone surrogate): mend or remove the row")
     if wanted.kind == "text":
         if isinstance(value, str):
             return Row(value, value, id_text)
         found = "is missing" if value is None else f"is {str(value)[:_SHOWN]}, but must be a text"
-        return Row(place, None, id_text, f"{place}: {wanted.column} {found}: mend or remove the row")
+        return Row(place, None, id_text, f"{wanted.column} {found}: mend or remove the row")
     if isinstance(value, dict):  # as the hub has images
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
@@ -304,4 +320,4 @@ def _row(record: Record, path: Path, number: int, wanted: Wanted) -> Row:
         return Row(str(image), image, id_text)
     if isinstance(value, bytes):
         return Row(place, value, id_text)
-    return Row(place, None, id_text, f"{place}: {wanted.column} holds no image: mend or remove the row")
+    return Row(place, None, id_text, f"{wanted.column} holds no image: mend or remove the row")

@@ -41,9 +41,14 @@ def columns_of(name: str, class_names: Sequence[str] | None, id_column: str | No
         found: Columns = {"mask": int, "rank": int, "token": str, "probability": float}
     else:
         found = {"label": str, "probability": float, **{f"probability_{c}": float for c in class_names}}
-    if id_column in {name, "fills", "probabilities", *found}:
-        raise UserError(f"id_column is {id_column}, but the predictions have a column of that name: rename it")
+    check_id_column(id_column, [name, "fills", "probabilities", *found])
     return {name: str, **({id_column: str} if id_column else {}), **found}
+
+
+def check_id_column(id_column: str | None, names: Sequence[str]) -> None:
+    """Raise a UserError if the column of the input that is repeated is called like one of the predictions."""
+    if id_column in names:
+        raise UserError(f"id_column is {id_column}, but the predictions have a column of that name: rename it")
 
 
 def flat(result: Result) -> list[Result]:
@@ -168,7 +173,9 @@ def _jsonl_writer(stream: IO[bytes], columns: Columns) -> Iterator[Write]:
 def _csv_writer(stream: IO[bytes], columns: Columns) -> Iterator[Write]:
     import codecs
 
-    writer = csv.DictWriter(codecs.getwriter("utf-8")(stream), list(columns), lineterminator="\n")
+    # Texts are quoted, for the module quotes no lone carriage return by itself, and readers take it for the row's end.
+    options: Any = {"lineterminator": "\n", "quoting": csv.QUOTE_NONNUMERIC}
+    writer = csv.DictWriter(codecs.getwriter("utf-8")(stream), list(columns), **options)
     writer.writeheader()
     yield lambda results: writer.writerows(row for result in results for row in flat(result))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -42,8 +41,6 @@ def predict(config: PredictConfig) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -135,7 +132,7 @@ def _results(predictor: Predictor, rows: Sequence[Row], config: PredictConfig, l
     Raises:
         UserError: If a row can't be used.
     """
-    if broken := next((row.error for row in rows if row.error), None):
+    if broken := next((f"{row.name}: {row.error}" for row in rows if row.error), None):
         raise UserError(broken)
     contents: list[Any] = [row.content for row in rows]
     name = "text" if kind_of(predictor.config) == "text" else "path"
@@ -144,9 +141,10 @@ def _results(predictor: Predictor, rows: Sequence[Row], config: PredictConfig, l
         outcomes: list[Any] = _fills(predictor, contents, config.top_k or _TOP_K, logger)
     elif name == "text":
         if masked := next((text for text in contents if MASK_TOKEN in text), None):
-            raise UserError(
-                f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies: name the model of an mlm stage"
-            )
+            reason = f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies"
+            if config.text:
+                raise UserError(f"{reason}: name the model of an mlm stage")
+            logger.info("%s: it is read as it stands", reason)
         outcomes = predictor.classify(contents)
     else:
         outcomes = predictor.classify(contents, config.resize)

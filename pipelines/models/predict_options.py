@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.config import check_no_password
+
 Device = Literal["auto", "cpu", "cuda"]
 
-RESULT_COLUMNS = ("file", "row", "label", "probability", "error")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -52,6 +53,7 @@ class PredictConfig:
     """MLflow that has the model (null: MLFLOW_TRACKING_URI, else mlflow.db in ./runs)."""
 
     def __post_init__(self) -> None:
+        check_no_password(self.tracking_uri)
         _require_positive(self, "batch_size", "top_k")
         if self.text and self.input is not None:
             raise ValueError("--text and --input are both given: give one of them")
@@ -101,11 +103,8 @@ class BatchPredictConfig:
     """MLflow that has the model (null: MLFLOW_TRACKING_URI, else mlflow.db in ./runs)."""
 
     def __post_init__(self) -> None:
+        check_no_password(self.tracking_uri)
         _require_positive(self, "num_actors", "batch_size", "rows_per_shard")
-        if self.id_column in RESULT_COLUMNS:
-            raise ValueError(
-                f"id_column is {self.id_column}, but the predictions have a column of that name: rename it"
-            )
         if not self.input:
             raise ValueError("--input is missing: name files or folders")
         if remote := next((path for path in (*self.input, self.output) if "://" in path), None):

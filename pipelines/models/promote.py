@@ -29,6 +29,8 @@ def promote(options: PromoteOptions) -> int:
     Raises:
         UserError: If there is no candidate, or nobody answers.
     """
+    from mlflow.exceptions import MlflowException
+
     uri = mlflow_uri(options.tracking_uri)
     client = connect(uri)
     versions = _aliases(client, options.name, without_secrets(uri))
@@ -37,7 +39,10 @@ def promote(options: PromoteOptions) -> int:
     except NotBetterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    client.set_registered_model_alias(options.name, CHAMPION, versions[CANDIDATE])
+    try:
+        client.set_registered_model_alias(options.name, CHAMPION, versions[CANDIDATE])
+    except MlflowException as error:
+        raise UserError(f"{options.name} can't be promoted ({root_cause(error)}): mend that and try again") from None
     print(f"version {versions[CANDIDATE]} of {options.name} is the {CHAMPION}: {reason}")
     return 0
 
@@ -93,6 +98,8 @@ def _aliases(client: MlflowClient, name: str, shown: str) -> dict[str, str]:
     try:
         aliases = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise UserError(f"the registry of {shown} can't be read ({root_cause(error)}): mend that") from None
         raise UserError(f"{name} is not in the registry of {shown} ({root_cause(error)}): {hint}") from None
     if CANDIDATE not in aliases:
         raise UserError(f"{name} has no {CANDIDATE}: {hint}")

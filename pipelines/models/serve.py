@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -9,7 +10,8 @@ import shlex
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from perceiver.config import ImageClassifierConfig, MaskedLanguageModelConfig, ModelConfig
@@ -41,10 +43,12 @@ def serve(options: ServeOptions) -> int:
     """Serve a model until Ctrl-C or SIGTERM, and return the exit status.
 
     Raises:
-        UserError: If the model, the address or the resources can't be had; found before Ray starts.
+        UserError: If the model, the address or the resources can't be had, found before Ray starts; or if the cluster
+            that RAY_ADDRESS names serves something already.
     """
-    _check_address(options.host, options.port)
     own = own_resources()
+    if own is not None:  # otherwise the head listens, which may be another machine
+        _check_address(options.host, options.port)
     share = None if own is None else _share(options, own)
     with model_folder(options.model, options.tracking_uri) as folder:
         config = read_config(folder)
@@ -53,14 +57,10 @@ def serve(options: ServeOptions) -> int:
         print(f"warning: whoever reaches {options.host} may ask, for there is no authentication", file=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with connected():
+        with connected(), contextlib.nullcontext() if own is not None else _only_server():
             _start(options, files, share)
             print(_welcome(options, config), flush=True)
-            try:
-                threading.Event().wait()
-            finally:
-                if own is None:
-                    _withdraw()
+            threading.Event().wait()
     except KeyboardInterrupt:
         print("stopped", flush=True)
     return 0
@@ -89,11 +89,28 @@ def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share | No
     serve.run(application, name=_APPLICATION, route_prefix="/")
 
 
-def _withdraw() -> None:
-    """Take the application from a cluster that goes on."""
+@contextmanager
+def _only_server() -> Iterator[None]:
+    """Be the one who starts Ray Serve on a cluster that goes on, and take it away at the end.
+
+    Its address can't be changed while it runs, and a second model would take the place of the first.
+
+    Raises:
+        UserError: If Ray Serve runs there already.
+    """
     from ray import serve
 
-    serve.delete(_APPLICATION)
+    status = serve.status()
+    if status.proxies or status.applications:
+        serving = ", ".join(status.applications) or "nothing at present"
+        raise UserError(
+            f"the cluster at RAY_ADDRESS runs Ray Serve already (it serves {serving}): stop that with "
+            "`serve shutdown`, or unset RAY_ADDRESS"
+        )
+    try:
+        yield
+    finally:
+        serve.shutdown()
 
 
 def _share(options: ServeOptions, total: Mapping[str, float]) -> _Share:

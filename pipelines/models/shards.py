@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.errors import UserError
 from perceiver.files import sha256_file, write_atomic
-from pipelines.models.inputs import NO_ROWS, Row, Start, Wanted, find_starts, read_rows
+from pipelines.models.inputs import NO_ROWS, Row, Start, Wanted, find_starts, read_rows, reading
+from pipelines.models.parquet_input import Cursor
 
 _METADATA = b"perceiver"
 
@@ -69,10 +70,15 @@ class Shard:
         pieces = [Piece(piece["file"], Start(**piece["start"]), piece["rows"]) for piece in values["pieces"]]
         return cls(values["number"], tuple(pieces))
 
-    def read(self, wanted: Wanted) -> Iterator[tuple[str, int, Row]]:
-        """Yield file, number in the file from 0, and content of each row."""
+    def read(self, wanted: Wanted, cursor: Cursor | None = None) -> Iterator[tuple[str, int, Row]]:
+        """Yield file, number in the file from 0, and content of each row.
+
+        Args:
+            wanted: What to read.
+            cursor: Where the shard before, if it was read with it, has stopped.
+        """
         for piece in self.pieces:
-            rows = islice(read_rows(Path(piece.file), wanted, piece.start), piece.rows)
+            rows = islice(read_rows(Path(piece.file), wanted, piece.start, cursor), piece.rows)
             for number, row in enumerate(rows, piece.start.row):
                 yield piece.file, number, row
 
@@ -106,8 +112,16 @@ def divide(files: Sequence[Path], wanted: Wanted, rows_per_shard: int) -> list[S
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """Return what changes when the name, the order or the content of a file does."""
-    return fingerprint_of(*(part for file in files for part in (str(file), sha256_file(file))))
+    """Return what changes when the name, the order or the content of a file does.
+
+    Raises:
+        UserError: If a file can't be read.
+    """
+    parts = []
+    for file in files:
+        with reading(file):
+            parts += [str(file), sha256_file(file)]
+    return fingerprint_of(*parts)
 
 
 def write_shard(folder: Path, shard: Shard, columns: dict[str, list[Any]], schema: pa.Schema, identity: str) -> None:

@@ -5,11 +5,15 @@ Nothing here imports torch, so that a command line is checked at once.
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from perceiver.errors import UserError, one_line
 from pipelines.cli import parse_options
 from pipelines.models.compare_options import CompareOptions
 from pipelines.models.export_options import ExportOptions
@@ -81,10 +85,27 @@ class ToolCommand:
         """Do it, and return the exit status.
 
         Raises:
-            UserError: If the user made a mistake.
+            UserError: If the user made a mistake, or a file or an address can't be used.
         """
         module, _, function = self.tool.function.partition(":")
-        return getattr(import_module(module), function)(self.options) or 0
+        try:
+            return getattr(import_module(module), function)(self.options) or 0
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_enough():
+                return 0
+            what = str(error.filename)[:100] if error.filename else "a file or an address"
+            reason = error.strerror or one_line(error)
+            raise UserError(f"{what} can't be used ({reason}): mend that and start again") from error
+
+
+def _reader_has_enough() -> bool:
+    """Return whether nobody reads the standard output any more; what is left in its buffer is thrown away then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told anyway
+    has_enough = bool(poll.poll(0))
+    if has_enough:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return has_enough
 
 
 def parse_tool(verb: str, options: Sequence[str]) -> ToolCommand:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceiver.errors import UserError
+from perceiver.errors import UserError, one_line
 from perceiver.saving import CONFIG, WEIGHTS
 from pipelines.mlflow_client import database_of, default_mlflow, make_client, without_secrets
 from pipelines.past_run import stage_names
@@ -101,7 +101,7 @@ def _download(where: str, tracking_uri: str | None, folder: str) -> Path:
         with default_mlflow(uri):
             local = Path(download_artifacts(artifact_uri=where, dst_path=folder, tracking_uri=uri))
     except (MlflowException, OSError) as error:
-        reason = without_secrets(str(error).splitlines()[0][:200])
+        reason = without_secrets(one_line(error)[:200])
         raise UserError(
             f"model {where} is not in MLflow at {without_secrets(uri)} ({reason}): look at the name"
         ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from perceiver.errors import UserError
+from perceiver.errors import UserError, one_line
 from pipelines.lock import run_lock
 from pipelines.past_run import read_run
 from pipelines.report.options import ReportOptions
@@ -25,7 +25,7 @@ def report(options: ReportOptions) -> int:
         with run_lock(folder):
             written = publish(read_run(folder), lambda line: print(line, file=sys.stderr, flush=True))
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or one_line(error)
         raise UserError(f"{options.run} cannot be used ({reason}): check its name and its permissions") from None
     if written:
         print(folder / REPORT)

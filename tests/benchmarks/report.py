@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from perceiver.files import write_atomic
 from tests.benchmarks import official
 from tests.benchmarks.curves import greatest_difference
 from tests.benchmarks.floor import Floor
@@ -63,8 +64,7 @@ def write_page(settings: Settings) -> None:
         sections = _sections(replace(settings, device=device), kept)
         if sections:
             parts += [f"## {title}\n", *sections]
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text("\n".join(parts))
+    write_atomic(settings.out, "\n".join(parts).encode())
 
 
 def _mark(name: str, device: str) -> str:

@@ -46,8 +46,9 @@ def test_what_is_saved_is_a_model_folder_with_a_card(folder: Path, tmp_path: Pat
 
 def test_the_card_of_a_model_goes_with_it(folder: Path, tmp_path: Path) -> None:
     (folder / "README.md").write_text("how it was trained\n")
-    PerceiverModel.from_pretrained(str(folder)).save_pretrained(tmp_path / "copy")
-    assert (tmp_path / "copy" / "README.md").read_text() == "how it was trained\n"
+    for name, source in {"copy": folder, "copy of a stage's": folder.parent}.items():
+        PerceiverModel.from_pretrained(str(source)).save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "README.md").read_text() == "how it was trained\n"
 
 
 def test_it_can_be_called_like_the_plain_model(folder: Path) -> None:

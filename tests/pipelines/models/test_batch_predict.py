@@ -18,12 +18,15 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from perceiver.inference import Predictor, load
 from pipelines.__main__ import main
+from pipelines.lock import LOCK
 from pipelines.models.batch_actor import classify_rows
 from pipelines.models.batch_predict import MANIFEST
 from pipelines.models.inputs import Row, Wanted, find_files
+from pipelines.models.parquet_input import Cursor
 from pipelines.models.shards import divide, is_written, write_shard
 from tests.commands import commands
 from tests.pipelines.models.saved import CLASSIFIER, IMAGES, MLM, save
@@ -68,6 +71,29 @@ def test_shards_hold_each_row_once_in_order(tmp_path: Path, rows_per_shard: int)
     assert [row.id for _, _, row in found] == [f"r{i}" for i in range(40)] * 3
     assert [(file, number) for file, number, _ in found] == [(str(file), i) for file in files for i in range(40)]
     assert shards == [type(shard).from_json(shard.to_json()) for shard in shards]
+
+
+def test_a_row_group_is_decoded_once_for_all_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = write_tables(tmp_path / "in", 200)
+    pq.write_table(pq.read_table(tmp_path / "in" / "c.parquet"), tmp_path / "in" / "c.parquet", row_group_size=150)
+    shards = divide([tmp_path / "in" / "c.parquet"], WANTED, 20)
+    begun: list[list[int]] = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted_iter_batches(file: pq.ParquetFile, *args: Any, **options: Any) -> Any:
+        begun.append(options["row_groups"])
+        return iter_batches(file, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted_iter_batches)
+    cursor = Cursor()
+    found = [(number, row.content) for shard in shards for _, number, row in shard.read(WANTED, cursor)]
+    assert found == list(enumerate(expected))
+    assert begun == [[0, 1], [1]]
+    in_any_order = [shards[i] for i in (3, 5, 4, 4, 9, 0)]  # as an actor that shares the work may get them
+    for shard in in_any_order:
+        rows = [row.content for _, _, row in shard.read(WANTED, cursor)]
+        start = shard.pieces[0].start.row
+        assert rows == expected[start : start + shard.rows]
 
 
 def test_lines_of_text_are_divided(tmp_path: Path) -> None:
@@ -119,7 +145,11 @@ MISTAKES = {
                "num_actors is 9999, but this machine has "),
     "remote": (["--model", "{models}/text", "--input", "s3://x/y"], "s3://x/y is not a local path: name files"),
     "empty": (["--model", "{models}/text", "--input", "{data}/empty.txt"], "{data}/empty.txt has no rows: there is"),
-    "inside": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}"], "holds the input a.csv"),
+    "class": (["--model", "{models}/text", "--input", "{data}/in", "--id_column", "probability_pos"], "rename it"),
+    "inside": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}"], "{data} holds the input "),
+    "below": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}/in/out"],
+              "output {data}/in/out lies in the input {data}/in: name a folder elsewhere"),
+    "held": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}/held"], "{data}/held is in use:"),
     "full": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}/other"], "other is not empty: "),
     "denied": (["--model", "{models}/text", "--input", "{data}/in", "--output", "/proc/x"], "/proc/x cannot be writ"),
     "mixed": (["--model", "{models}/text", "--input", "{data}/in", "--output", "{data}/mixed"],
@@ -143,6 +173,8 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     (tmp_path / "pictures" / "a.png").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
+    held = FileLock(tmp_path / "held" / LOCK)
+    held.acquire()
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / MANIFEST).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
@@ -219,6 +251,6 @@ def test_a_killed_command_goes_on_and_has_the_rows_of_classify_once_each(models:
     check_rows(tmp_path / "out", expected, size)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         MANIFEST,
+        LOCK,
         *(p.name for p in parts(tmp_path / "out")),
     }
-    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]

@@ -63,6 +63,7 @@ BROKEN = {
     "empty.jsonl": b"",
     "latin.csv": "text\ncafé\n".encode("latin-1"),
     "quote.csv": b'text\n"open\n',
+    "half.jsonl": b'{"text": "a"}\n{"text": "b\\ud83d"}\n',
     "number.jsonl": b'{"text": "a"}\n{"text": 5}\n',
     "null.jsonl": b'{"text": "a"}\n{"text": null}\n',
     "list.jsonl": b'[{"text": "a"}]\n',
@@ -146,6 +147,20 @@ def test_tables_are_written(suffix: str, models: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_hold_any_text(suffix: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["one\rline", "two\nlines", 'a "quote", a comma', "\u2028", "\0"]
+    predict(capsys, "--model", models / "text", "--text", *texts, "--output", tmp_path / f"out{suffix}")
+    assert [row["text"] for row in read_flat(tmp_path / f"out{suffix}")] == texts
+
+
+def test_a_review_about_masks_is_classified(models: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "masks.txt").write_text("a film\na [MASK] film\n")
+    results, said = predict(capsys, "--model", models / "text", "--input", data / "masks.txt")
+    assert len(results) == 2
+    assert said == "note: 'a [MASK] film' has a [MASK], but the model classifies: it is read as it stands\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize("model", ["text", "mlm"])
 def test_predictions_repeat_a_column(
     suffix: str, model: str, models: Path, data: Path, capsys: pytest.CaptureFixture[str]
@@ -216,6 +231,9 @@ MISTAKES: dict[str, Case] = {
     "output suffix": ("text", ["--text", "a", "--output", "x.txt"], "output is x.txt, but must end with .jsonl, .csv,"),
     "output folder": ("text", ["--text", "a", "--output", "/proc/x.csv"], "output /proc/x.csv cannot be written ("),
     "no folder": ("text", ["--text", "a", "--output", "{data}/no/x.csv"], "x.csv cannot be written (No such file"),
+    "half a character": ("text", ["--input", "{data}/half.jsonl"], "half.jsonl, row 2: text has half a character (a l"),
+    "half an argument": ("text", ["--text", "a", "b\ud83d"], "text 2 has half a character (a lone surrogate): mend or"),
+    "name too long": ("text", ["--input", "a" * 300], "a" * 100 + " can't be used (File name too long): mend that and"),
     "no text": ("text", ["--input", "{data}/number.jsonl"], "number.jsonl, row 2: text is 5, but must be a text: mend"),
     "too many fills": ("mlm", ["--text", "a [MASK]", "--top_k", "100000"], "top_k is 100,000, but the model knows "),
     "no id": ("text", ["--input", "{data}/texts.csv", "--id_column", "x"], "set --id_column to one of id, text"),

@@ -8,6 +8,8 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +26,13 @@ from pipelines.models.registry import CHAMPION, Origin, add_candidate
 from pipelines.models.registry_options import PromoteOptions
 from pipelines.models.serve import serve
 from pipelines.models.serve_options import ServeOptions
+from tests.mlflow_server import free_port
 from tests.model_servers import ModelServer, mlflow_model_server, own_server
 from tests.pipelines.models.kinds import CONFIGS, IMAGE, IMAGE_SHAPE, MLM, TEXT, save
 from tests.pipelines.models.test_pyfunc import png
+from tests.ray_head import ray_head
+
+REPOSITORY = Path(__file__).parents[3]
 
 TEXTS = ["what a mess", "a good film, and i have watched it twice", "", "film " * 200]
 MAX_BYTES = 20_000
@@ -157,31 +163,55 @@ def test_a_body_of_10_mb_is_refused_without_being_read(classifier: tuple[Path, M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [IMAGE, MLM])
-def test_images_and_masks_are_answered_and_sigterm_ends_the_server(kind: str, tmp_path: Path) -> None:
-    model = save(kind, tmp_path / "model")
+def test_images_are_answered_and_sigterm_ends_the_server(tmp_path: Path) -> None:
+    model = save(IMAGE, tmp_path / "model")
     with own_server(str(model), tmp_path / "log.txt") as server:
-        if kind == IMAGE:
-            pictures = [png(0), png(90)]
-            pixels = [read_picture(content, IMAGE_SHAPE) for content in pictures]
-            images: list[Any] = [base64.b64encode(pictures[0]).decode(), pixels[1].tolist()]
-            status, answer = ask(server, json.dumps({"images": images}).encode())
-            assert status == 200
-            assert_equal(answer["predictions"], load(model).classify(model_inputs(pixels, CONFIGS[IMAGE])))  # type: ignore[arg-type]
-            assert ask(server, b'{"images": ["AAAA"]}')[0] == 422
-        else:
-            status, answer = ask(server, b'{"texts": ["i have [MASK] this [MASK]"], "top_k": 3}')
-            assert status == 200
-            found = load(model).fill(["i have [MASK] this [MASK]"], 3)[0]["fills"]
-            fills = answer["predictions"][0]["fills"]
-            assert [[fill["token"] for fill in mask] for mask in fills] == [[t for t, _ in mask] for mask in found]
-            for mask, expected in zip(fills, found, strict=True):
-                assert [fill["probability"] for fill in mask] == pytest.approx([p for _, p in expected], abs=1e-5)
-        begin = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
-        assert time.monotonic() - begin < 30
+        pictures = [png(0), png(90)]
+        pixels = [read_picture(content, IMAGE_SHAPE) for content in pictures]
+        images: list[Any] = [base64.b64encode(pictures[0]).decode(), pixels[1].tolist()]
+        status, answer = ask(server, json.dumps({"images": images}).encode())
+        assert status == 200
+        assert_equal(answer["predictions"], load(model).classify(model_inputs(pixels, CONFIGS[IMAGE])))  # type: ignore[arg-type]
+        assert ask(server, b'{"images": ["AAAA"]}')[0] == 422
+        assert_stops(server)
+
+
+def assert_stops(server: ModelServer) -> None:
+    begin = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert time.monotonic() - begin < 30
     assert server.log.read_text().splitlines()[-1] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_cluster_serves_one_model_at_a_time_and_is_left_as_it_was(tmp_path: Path) -> None:
+    mlm, classifier = save(MLM, tmp_path / "mlm"), save(TEXT, tmp_path / "classifier")
+    with ray_head() as head:
+        environment = {**head.environment, "RAY_ADDRESS": head.address}
+        with own_server(str(mlm), tmp_path / "log.txt", environment=environment) as server:
+            command = [sys.executable, "-m", "pipelines", "serve", f"--model={classifier}", f"--port={free_port()}"]
+            second = subprocess.run(
+                command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+            )
+            assert second.returncode == 2
+            assert second.stderr.splitlines()[-1].startswith("error: the cluster at RAY_ADDRESS runs Ray Serve already")
+            assert_fills(server, mlm)
+            assert_stops(server)
+        with own_server(str(classifier), tmp_path / "log.txt", environment=environment) as server:
+            status, answer = ask(server, json.dumps({"texts": TEXTS}).encode())
+            assert status == 200
+            assert_equal(answer["predictions"], load(classifier).classify(TEXTS))
+
+
+def assert_fills(server: ModelServer, model: Path) -> None:
+    status, answer = ask(server, b'{"texts": ["i have [MASK] this [MASK]"], "top_k": 3}')
+    assert status == 200
+    found = load(model).fill(["i have [MASK] this [MASK]"], 3)[0]["fills"]
+    fills = answer["predictions"][0]["fills"]
+    assert [[fill["token"] for fill in mask] for mask in fills] == [[t for t, _ in mask] for mask in found]
+    for mask, expected in zip(fills, found, strict=True):
+        assert [fill["probability"] for fill in mask] == pytest.approx([p for _, p in expected], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -33,11 +33,15 @@ def test_a_smoothed_course_keeps_a_constant_and_evens_out_noise() -> None:
 
 def test_loss_and_accuracy_are_drawn_with_restarts(tmp_path: Path) -> None:
     restart = {"kind": "event", "time": 1010.0, "epoch": 0, "step": 10, "event": "restart", "reason": "a node died"}
-    found = sources(tmp_path, *train_records(20), restart, VALIDATION, best_epoch=1, test_accuracy=0.75)
-    with drawing_style():
-        pictures = [*curves.loss(found), *curves.accuracy(found)]
-    assert [picture.name for picture in pictures] == ["loss", "accuracy"]
-    assert all(size_of(picture) for picture in pictures)
+    drawn = []
+    for events in ([], [restart]):
+        found = sources(tmp_path, *train_records(20), *events, VALIDATION, best_epoch=1, test_accuracy=0.75)
+        with drawing_style():
+            drawn.append([*curves.loss(found), *curves.accuracy(found)])
+    without, with_restart = drawn
+    assert [picture.name for picture in with_restart] == ["loss", "accuracy"]
+    assert all(size_of(picture) for picture in with_restart)
+    assert all(one.png != other.png for one, other in zip(without, with_restart, strict=True))
 
 
 def test_perplexity_tells_that_of_the_test(tmp_path: Path) -> None:
