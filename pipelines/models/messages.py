@@ -1,6 +1,6 @@
-"""What the server is asked and what it answers, and how a question is checked.
+"""What the server is asked and what it answers, and how a request is checked.
 
-A question that can't be answered raises a RefusedError with a status from 400 to 499.
+A request that can't be answered raises a RefusedError with a status from 400 to 499.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Image = Annotated[
 
 
 class RefusedError(Exception):
-    """A question that can't be answered.
+    """A request that can't be answered.
 
     Attributes:
         status: HTTP status.
@@ -49,28 +49,28 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class TextsQuestion(_Message):
+class TextsRequest(_Message):
     """Texts to classify."""
 
     texts: Many[str] = Field(min_length=1)
     """Texts; what is longer than the model's max_seq_len tokens is cut."""
 
 
-class FillsQuestion(TextsQuestion):
+class FillsRequest(TextsRequest):
     """Texts whose [MASK]s are to be filled."""
 
     top_k: int = Field(default=5, ge=1, le=100)
     """Fills for each mask."""
 
 
-class ImagesQuestion(_Message):
+class ImagesRequest(_Message):
     """Images to classify."""
 
     images: Many[Image] = Field(min_length=1)
     """PNG or JPEG files in base64; or values from 0 to 255, nested as height, width and channels."""
 
 
-class ClassAnswer(_Message):
+class ClassPrediction(_Message):
     """The class of an input."""
 
     label: str
@@ -90,7 +90,7 @@ class Fill(_Message):
     """Its probability."""
 
 
-class FillsAnswer(_Message):
+class FillsPrediction(_Message):
     """What the model would write in place of a text's masks."""
 
     text: str
@@ -99,15 +99,15 @@ class FillsAnswer(_Message):
     """For each mask that the model sees the most probable tokens, best first."""
 
 
-class Answer(_Message):
+class PredictResponse(_Message):
     """One prediction per input, in order."""
 
-    predictions: list[ClassAnswer] | list[FillsAnswer]
+    predictions: list[ClassPrediction] | list[FillsPrediction]
     """Predictions."""
 
 
-class ErrorAnswer(_Message):
-    """Why a question was refused."""
+class ErrorResponse(_Message):
+    """Why a request was refused."""
 
     error: str
     """What is wrong."""
@@ -139,17 +139,17 @@ class Info(_Message):
     """Bytes of a request at most."""
 
 
-Question = FillsQuestion | ImagesQuestion | TextsQuestion
+PredictRequest = FillsRequest | ImagesRequest | TextsRequest
 
 
-def question_type(config: ModelConfig) -> type[Question]:
+def request_type(config: ModelConfig) -> type[PredictRequest]:
     """Return what a model is asked."""
     if isinstance(config, ImageClassifierConfig):
-        return ImagesQuestion
-    return FillsQuestion if isinstance(config, MaskedLanguageModelConfig) else TextsQuestion
+        return ImagesRequest
+    return FillsRequest if isinstance(config, MaskedLanguageModelConfig) else TextsRequest
 
 
-def read_question(body: bytes, config: ModelConfig, max_inputs: int) -> tuple[Sequence[str | Pixels], int]:
+def read_request(body: bytes, config: ModelConfig, max_inputs: int) -> tuple[Sequence[str | Pixels], int]:
     """Check a request.
 
     Args:
@@ -163,18 +163,18 @@ def read_question(body: bytes, config: ModelConfig, max_inputs: int) -> tuple[Se
     Raises:
         RefusedError: If it can't be answered.
     """
-    kind = question_type(config)
+    kind = request_type(config)
     try:
-        question = kind.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
         raise RefusedError(400 if _is_no_json(error) else 422, _reason(error)) from None
-    inputs = question.images if isinstance(question, ImagesQuestion) else question.texts
+    inputs = request.images if isinstance(request, ImagesRequest) else request.texts
     if len(inputs) > max_inputs:
         raise RefusedError(422, f"there are {len(inputs)} inputs, but at most {max_inputs} are taken at once")
-    if isinstance(question, ImagesQuestion):
-        assert isinstance(config, ImageClassifierConfig), "the model has chosen the question"
-        return [_pixels(number, image, config) for number, image in enumerate(question.images)], 0
-    return question.texts, question.top_k if isinstance(question, FillsQuestion) else 0
+    if isinstance(request, ImagesRequest):
+        assert isinstance(config, ImageClassifierConfig), "the model has chosen the request"
+        return [_pixels(number, image, config) for number, image in enumerate(request.images)], 0
+    return request.texts, request.top_k if isinstance(request, FillsRequest) else 0
 
 
 def _pixels(number: int, image: Any, config: ImageClassifierConfig) -> Pixels:

@@ -25,31 +25,29 @@ from perceiver.pictures import model_inputs
 from perceiver.saving import task_name
 from pipelines.models.batching import Batcher
 from pipelines.models.messages import (
-    Answer,
-    ErrorAnswer,
-    FillsQuestion,
+    ErrorResponse,
+    FillsRequest,
     Health,
-    ImagesQuestion,
+    ImagesRequest,
     Info,
+    PredictResponse,
     RefusedError,
-    TextsQuestion,
-    read_question,
+    TextsRequest,
+    read_request,
 )
 
 app = FastAPI(title="Perceiver IO", redoc_url=None)
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": meaning}
+    status: {"model": ErrorResponse, "description": meaning}
     for status, meaning in ((400, "not JSON"), (413, "too large"), (422, "can't be answered"))
 }
-_QUESTION = {
+_REQUEST = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {
-                    "anyOf": [kind.model_json_schema() for kind in (TextsQuestion, FillsQuestion, ImagesQuestion)]
-                }
+                "schema": {"anyOf": [kind.model_json_schema() for kind in (TextsRequest, FillsRequest, ImagesRequest)]}
             }
         },
     }
@@ -156,14 +154,14 @@ class Service:
             max_bytes=self._limits.max_bytes,
         )
 
-    @app.post("/predict", responses=_ERRORS, openapi_extra=_QUESTION)
-    async def predict(self, request: Request) -> Answer:
+    @app.post("/predict", responses=_ERRORS, openapi_extra=_REQUEST)
+    async def predict(self, request: Request) -> PredictResponse:
         """Predict: {"texts": [...]}, of a masked language model also {"top_k": 5}; or {"images": [...]}."""
         body = await read_body(request, self._limits.max_bytes)
         # In a thread, because pictures are decoded: meanwhile others are answered.
-        inputs, top_k = await asyncio.to_thread(read_question, body, self._predictor.config, self._limits.max_inputs)
+        inputs, top_k = await asyncio.to_thread(read_request, body, self._predictor.config, self._limits.max_inputs)
         predictions = await asyncio.gather(*(self._compute((x, top_k)) for x in inputs))
-        return Answer.model_validate({"predictions": predictions})
+        return PredictResponse.model_validate({"predictions": predictions})
 
     def _predict(self, batch: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
         """Predict for inputs of several requests together, each with the number of fills that is wanted."""

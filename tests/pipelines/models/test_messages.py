@@ -13,7 +13,7 @@ import pytest
 
 from perceiver.config import ImageClassifierConfig
 from perceiver.pictures import model_inputs
-from pipelines.models.messages import RefusedError, read_question
+from pipelines.models.messages import RefusedError, read_request
 from tests.pipelines.models.kinds import CONFIGS, IMAGE, IMAGE_SHAPE, MLM, TEXT
 
 PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
@@ -27,7 +27,7 @@ def picture(pixels: np.ndarray = PIXELS, kind: str = "PNG") -> str:
 
 def ask(kind: str, question: Any, max_inputs: int = 4) -> Any:
     body = question if isinstance(question, bytes) else json.dumps(question).encode()
-    return read_question(body, CONFIGS[kind], max_inputs)
+    return read_request(body, CONFIGS[kind], max_inputs)
 
 
 def test_texts_and_the_number_of_fills_are_read() -> None:
