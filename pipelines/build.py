@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from perceiver.attention import recompute_activations
@@ -24,10 +21,9 @@ from perceiver.tasks.image_classifier import ImageClassifier
 from perceiver.tasks.masked_language_model import MaskedLanguageModel
 from perceiver.tasks.text_classifier import TextClassifier
 from pipelines.config import ImageClassifierStageConfig, MLMStageConfig, StageConfig, TextClassifierStageConfig
+from pipelines.control import Report
 from pipelines.stages import Prepared
 from pipelines.storage import Storage
-
-Report = Callable[[dict[str, Any]], None]
 
 _NO_ROOM = "reads the texts in each epoch: their latents would take {:.2g} GB, more than data.kept_latents_gb"
 _HELD_BYTES = 2e9  # images that a GPU holds, so that no batch travels there

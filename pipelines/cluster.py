@@ -102,11 +102,13 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
-    with _own_signals():
+    # A process of Ray's that tells workers of nodes about to go: the driver of ours asks by itself.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    address = _address()
+    options, variables = ({"address": address}, {}) if address else _local()
+    with _own_signals(), _environment(variables):
         import ray
 
-        address = _address()
-        options = {"address": address} if address else _local()
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
@@ -119,6 +121,21 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -189,20 +206,23 @@ def _own_resources() -> dict[str, float]:
     return {"CPU": float(joblib.cpu_count()), "GPU": float(torch.cuda.device_count())}
 
 
-def _local() -> dict[str, Any]:
-    """Options of a cluster of our own, whose parts find its dashboard even where another cluster runs too."""
+def _local() -> tuple[dict[str, Any], dict[str, str]]:
+    """Return options and variables of a cluster of our own.
+
+    Its parts find its dashboard even where another cluster runs too. They are told by variables that they inherit: with
+    variables in a runtime environment, none of the processes that Ray has started ahead would serve.
+    """
     port = _free_port()
-    env_vars = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
     resources = _own_resources()
-    return {
+    options = {
         "address": "local",
         "num_cpus": int(resources["CPU"]),
         "num_gpus": int(resources["GPU"]),
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": port,
-        "runtime_env": {"env_vars": env_vars},
     }
+    return options, {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
 
 
 def _free_port() -> int:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+Report = Callable[[dict[str, Any]], None]
+"""Tells the driver the state of a training."""
+
 HOW_TO_CONVERGE = "training diverged, set a lower optimizer.learning_rate or a trainer.gradient_clip_norm"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,7 +62,7 @@ class Link:
         local_rank: This worker's number among those of its node.
     """
 
-    report: Callable[[dict[str, Any]], None]
+    report: Report
     wish: Callable[[], Wish] = _nothing
     rank: int = 0
     world_size: int = 1

@@ -13,8 +13,7 @@ import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.build import Report
-from pipelines.control import Wish
+from pipelines.control import Report, Wish
 
 POLL_SECONDS = 0.5
 _DRAIN_POLL_SECONDS = 2.0

@@ -14,13 +14,11 @@ import ray.train
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.build import Report
 from pipelines.cluster import worker_resources
 from pipelines.config import ScalingConfig
-from pipelines.control import DivergedError, Link, StoppedError, Wish, stop_requests
+from pipelines.control import DivergedError, Link, Report, StoppedError, Wish, stop_requests
 from pipelines.mailbox import Failures, Relay, WishReader
 from pipelines.stages import StagePlan
-from pipelines.worker import run_stage
 
 _LOOK_SECONDS = 0.2
 _HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -112,6 +110,8 @@ def _fit(trainer: TorchTrainer, relay: Relay, seconds_to_stop: float) -> dict[st
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run on each training worker. What another attempt would not mend is returned, so that Ray makes none."""
+    from pipelines.worker import run_stage  # Lightning takes seconds to import, and Ray's controller reads this module
+
     context = ray.train.get_context()
     rank, mailbox = context.get_world_rank(), config["mailbox"]
     reasons = ray.get(mailbox.join.remote(rank, ray.get_runtime_context().get_node_id()))

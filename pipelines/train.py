@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from pipelines.build import Report
 from pipelines.cluster import own_cores, trains_in_process
 from pipelines.config import ScalingConfig
-from pipelines.control import Link, StoppedError, stop_requests
+from pipelines.control import Link, Report, StoppedError, stop_requests
 from pipelines.stages import StagePlan
-from pipelines.worker import run_stage
 
 
 def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, Any]:
@@ -32,6 +30,8 @@ def train(plan: StagePlan, scaling: ScalingConfig, report: Report) -> dict[str, 
         DivergedError: If the numbers make no sense any more.
     """
     if trains_in_process(scaling):
+        from pipelines.worker import run_stage  # Lightning takes seconds to import, and is for those who train
+
         with _threads(own_cores(scaling)), stop_requests() as requests:
             try:
                 return run_stage(plan, Link(report, requests.wish))

@@ -27,11 +27,11 @@ from perceiver.flops import flops_per_sample
 from perceiver.saving import CARD, save_model
 from perceiver.sharding import ShardedStrategy, is_sharded
 from perceiver.tasks.base import Task
-from pipelines.build import Report, build
+from pipelines.build import build
 from pipelines.callback import StageCallback
 from pipelines.checkpoint import CheckpointStore, Position, StoreIO
 from pipelines.config import StageConfig, Strategy, TextClassifierStageConfig
-from pipelines.control import DivergedError, Link
+from pipelines.control import DivergedError, Link, Report
 from pipelines.journal import JournalWriter
 from pipelines.measures import baseline_of, write_tested
 from pipelines.models.card import render_card
@@ -92,7 +92,7 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
         callback = StageCallback(trainer_config, journal, link, checkpoints, start, started)
         trainer = _trainer(plan.config, link.world_size, strategy, checkpoints, callback)
         with _sampler(plan, link, lambda: max(trainer.global_step, start.step), device):
-            best = _fit_and_test(plan, task, data, trainer, store, found)
+            best = _fit_and_test(plan, task, data, trainer, store, found, link)
         seconds = start.seconds + time.monotonic() - started
         result = {
             **_result(task, trainer, start, best, seconds),
@@ -105,18 +105,39 @@ def run_stage(plan: StagePlan, link: Link, strategy: Strategy = "ddp") -> dict[s
 
 
 def _fit_and_test(
-    plan: StagePlan, task: Task, data: DataModule, trainer: pl.Trainer, store: CheckpointStore, found: Position | None
+    plan: StagePlan,
+    task: Task,
+    data: DataModule,
+    trainer: pl.Trainer,
+    store: CheckpointStore,
+    found: Position | None,
+    link: Link,
 ) -> Position:
     """Train what is left to train, give the task the best weights, test them if asked to, and return where they are."""
     if found is None or found.epoch < plan.config.trainer.max_epochs:
         trainer.fit(task, datamodule=data, ckpt_path=found.name if found else None, weights_only=True)
-    best, state = store.load_best()
+    best, state = load_best(store, link)
     if is_sharded(task.model):
         task.model = build_model(plan.prepared.model)
     task.load_state_dict(state["state_dict"])
     if plan.tests:
         trainer.test(task, datamodule=data, verbose=False)
     return best
+
+
+def load_best(store: CheckpointStore, link: Link) -> tuple[Position, dict[str, Any]]:
+    """Read the best checkpoint, which rank 0 chooses: it has written them all, the others may come before the last.
+
+    Raises:
+        DamagedFolderError: If no whole checkpoint has the metric.
+    """
+    if link.rank == 0:
+        best, state = store.load_best()
+        _agree(best, link.world_size)
+        return best, state
+    chosen = _agree(None, link.world_size)
+    assert chosen is not None, "rank 0 has chosen one"
+    return chosen, store.load(chosen)
 
 
 def _sampler(
@@ -139,7 +160,7 @@ def _look_back(store: CheckpointStore, tell: Report) -> Position | None:
 
 
 def _agree(found: Position | None, world_size: int) -> Position | None:
-    """Let all ranks start from the checkpoint that rank 0 found."""
+    """Return to all ranks the checkpoint that rank 0 found."""
     if world_size == 1:
         return found
     box = [found]

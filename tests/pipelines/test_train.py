@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import train as train_module
+from pipelines import worker
 from pipelines.config import ScalingConfig
 from pipelines.train import train
 from tests.pipelines.mistakes import IMAGES, OPTIONS
@@ -40,7 +40,7 @@ def test_one_worker_loads_nothing_that_it_does_not_need(tmp_path: Path, monkeypa
 def run(monkeypatch: pytest.MonkeyPatch, scaling: ScalingConfig, stage: Any) -> dict[str, Any]:
     """Train a stage that does nothing but what the test says."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(train_module, "run_stage", stage)
+    monkeypatch.setattr(worker, "run_stage", stage)
     return train(None, scaling, print)  # type: ignore[arg-type]
 
 
@@ -60,3 +60,8 @@ def test_sigterm_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, ScalingConfig(), lambda plan, report: signal.raise_signal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_driver_of_workers_and_the_controller_of_ray_do_not_wait_for_lightning() -> None:
+    code = "import sys, pipelines.train, pipelines.ray_train; sys.exit('pytorch_lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
