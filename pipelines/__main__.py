@@ -11,6 +11,7 @@ from perceiver.openmp import spin_briefly
 from pipelines.cli import Command, ConvertCommand, SyncCommand, fail, parse
 from pipelines.control import stoppable
 from pipelines.models.tools import ToolCommand
+from pipelines.program import run_program
 from pipelines.tool_cli import DoctorCommand, SubmitCommand
 
 
@@ -77,5 +78,10 @@ def _sync(command: SyncCommand) -> None:
         sys.exit(1)
 
 
+def program() -> None:
+    """Run one command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

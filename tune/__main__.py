@@ -10,6 +10,7 @@ from perceiver.errors import UserError
 from perceiver.openmp import spin_briefly
 from pipelines.cli import PIPELINES, check_verb, fail, parse_pipeline
 from pipelines.control import stoppable
+from pipelines.program import run_program
 from tune.config import SearchConfig
 
 PROGRAM = "python -m tune"
@@ -55,5 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def program() -> None:
+    """Run one command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

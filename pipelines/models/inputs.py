@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from perceiver.data.image_folders import IMAGE_SUFFIXES
 from perceiver.errors import UserError, one_line
 from perceiver.inference import has_half_character
-
-if TYPE_CHECKING:
-    from pipelines.models.parquet_input import Cursor
 
 Kind = Literal["text", "image"]
 
@@ -78,6 +75,17 @@ class Start:
     row_group: int = 0
 
 
+Record = dict[str, Any] | str
+"""The values of a row by column, or what is wrong with it."""
+
+
+class RecordReader(Protocol):
+    """Reads Parquet files; one that is used for several reads may know where the last one has stopped."""
+
+    def read(self, path: Path, wanted: Wanted, start: Start) -> Iterator[Record]:
+        """Yield the records of a file from a start on."""
+
+
 def find_files(paths: Sequence[str], kind: Kind) -> list[Path]:
     """Return the files of a kind among and below paths: those of a folder sorted, without hidden ones.
 
@@ -119,14 +127,16 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def read_rows(path: Path, wanted: Wanted, start: Start | None = None, cursor: Cursor | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, wanted: Wanted, start: Start | None = None, reader: RecordReader | None = None
+) -> Iterator[Row]:
     """Yield the rows of a file; one that can't be used has an error.
 
     Args:
         path: A file of a known kind.
         wanted: What to read.
         start: Where to begin (none: at the first row).
-        cursor: Where an earlier call stopped in a Parquet file, and this one will.
+        reader: Reads a Parquet file (none: one of its own).
 
     Raises:
         UserError: If the file as a whole can't be read, or lacks a column.
@@ -142,7 +152,7 @@ def read_rows(path: Path, wanted: Wanted, start: Start | None = None, cursor: Cu
         else:
             from pipelines.models.parquet_input import Cursor
 
-            records = (cursor or Cursor()).read(path, wanted, start)
+            records = (reader or Cursor()).read(path, wanted, start)
         for number, record in enumerate(records, start.row + 1):
             yield _row(record, path, number, wanted)
 
@@ -191,10 +201,6 @@ def _starts_of_lines(path: Path, wanted: Wanted, rows: int) -> Iterator[tuple[St
             start = Start(number, end)
     if number > start.row:
         yield start, number - start.row
-
-
-Record = dict[str, Any] | str
-"""The values of a row by column, or what is wrong with it."""
 
 
 class _Lines:

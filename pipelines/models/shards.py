@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from perceiver.data.fingerprint import fingerprint_of
 from perceiver.errors import UserError
 from perceiver.files import sha256_file, write_atomic
-from pipelines.models.inputs import NO_ROWS, Row, Start, Wanted, find_starts, read_rows, reading
-from pipelines.models.parquet_input import Cursor
+from pipelines.models.inputs import NO_ROWS, RecordReader, Row, Start, Wanted, find_starts, read_rows, reading
 
 _METADATA = b"perceiver"
 
@@ -70,15 +69,15 @@ class Shard:
         pieces = [Piece(piece["file"], Start(**piece["start"]), piece["rows"]) for piece in values["pieces"]]
         return cls(values["number"], tuple(pieces))
 
-    def read(self, wanted: Wanted, cursor: Cursor | None = None) -> Iterator[tuple[str, int, Row]]:
+    def read(self, wanted: Wanted, reader: RecordReader | None = None) -> Iterator[tuple[str, int, Row]]:
         """Yield file, number in the file from 0, and content of each row.
 
         Args:
             wanted: What to read.
-            cursor: Where the shard before, if it was read with it, has stopped.
+            reader: Reads Parquet files; the one that read the shard before goes on from there.
         """
         for piece in self.pieces:
-            rows = islice(read_rows(Path(piece.file), wanted, piece.start, cursor), piece.rows)
+            rows = islice(read_rows(Path(piece.file), wanted, piece.start, reader), piece.rows)
             for number, row in enumerate(rows, piece.start.row):
                 yield piece.file, number, row
 

@@ -218,13 +218,14 @@ def main() -> None:
     """Do what `python -m pipelines` does, with workers that a test watches."""
     from pipelines import mailbox, ray_train
     from pipelines.__main__ import main
+    from pipelines.program import run_program
 
     notes, sleeps_at, *arguments = sys.argv[1:]
     mailbox._PATIENCE_SECONDS = _PATIENCE_SECONDS
     watch = partial(_watch, Path(notes), int(sleeps_at), time.time())
     watch()  # for training in this process
     ray_train._worker = partial(_watched, ray_train._worker, watch)
-    main(arguments)
+    run_program(partial(main, arguments))
 
 
 def _watched(worker: Callable[[Any], Any], watch: Callable[[], None], config: Any) -> Any:
