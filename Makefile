@@ -1,4 +1,5 @@
 PYTHON ?= python3
+PROCESSES ?= 2  # that run the fast tests; 0: this one, for a debugger
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,7 +15,7 @@ quickstart: $(INSTALLED)  ## install, then train the whole sentiment chain on bu
 	$(BIN)/python -m pipelines sentiment --config pipelines/configs/quickstart.yaml $(ARGS)
 
 test: $(INSTALLED)  ## install, then run the fast tests (ARGS="-k attention" selects some)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 slow: $(INSTALLED)  ## run the slow tests; PERCEIVER_TEST_DATA names a folder with imdb/ and mnist/
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: there are none

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from perceiver.config import ImageClassifierConfig, ModelConfig, TextClassifierConfig
-from perceiver.data.tokenizer import MASK_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, vocab_size_of
+from perceiver.data.tokenizer import MASK_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, has_half_character, vocab_size_of
 from perceiver.encoding import first_token_ids
 from perceiver.errors import UserError
 from perceiver.image_files import read_images
@@ -246,17 +246,6 @@ class Predictor:
         if self.tokenizer is None:
             raise UserError("this model has no tokenizer: save it again, with its tokenizer")
         return self.tokenizer
-
-
-def has_half_character(value: Any) -> bool:
-    """Tell whether something is a text with a lone surrogate, half of a character cut in two, which is no Unicode."""
-    if not isinstance(value, str) or value.isascii():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _checked_texts(texts: Sequence[str] | np.ndarray) -> list[str]:

@@ -145,8 +145,16 @@ class StageCallback(pl.Callback):
         self._tell_saved(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for the last checkpoint."""
-        self.checkpoints.wait()
+        """Wait for the last checkpoint; what kept rank 0 from writing it is raised on all ranks, so that none waits."""
+        failure: Exception | None = None
+        try:
+            self.checkpoints.wait()
+        except Exception as error:
+            failure = error
+        if not self.link.is_alone:
+            failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
         self._tell_saved(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

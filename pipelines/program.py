@@ -25,18 +25,20 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         status = 0
     except SystemExit as error:
         status = _status_of(error)
+    except KeyboardInterrupt:
+        status = 130
     except BaseException:
         traceback.print_exc()
         status = 1
     if "ray" not in sys.modules:
         sys.exit(status)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # ends the threads of executors, waits for all others
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
 
 
 def _status_of(error: SystemExit) -> int:

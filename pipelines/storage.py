@@ -28,6 +28,11 @@ _MAX_RUN_NAME, _MAX_BYTES = 100, 255  # the bytes are what file systems take
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.(new|old|tmp)")  # the names of what is not yet, or no longer, in place
 
 
+def is_leftover(name: str) -> bool:
+    """Tell whether a name is that of something that is not yet, or no longer, in its place."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 def check_run_name(name: str) -> None:
     """Raise a UserError unless the name makes exactly one folder below any storage path."""
     reason = None
@@ -208,7 +213,7 @@ class Storage:
     def delete_leftovers(self) -> None:
         """Delete what writers that died left beside the files and folders in this folder; nobody may write here now."""
         for name in self.names():
-            if _LEFTOVER.fullmatch(name):
+            if is_leftover(name):
                 (self / name).delete()
 
     def move(self, target: Storage) -> None:

@@ -123,3 +123,14 @@ def _frequent_characters(texts: Sequence[str], symbols: set[str], count: int) ->
         occurrences.update(normalizer.normalize_str(text))
     ranked = sorted(symbols & occurrences.keys(), key=lambda character: (-occurrences[character], character))
     return set(ranked[:count])
+
+
+def has_half_character(value: object) -> bool:
+    """Tell whether something is a text with a lone surrogate, half of a character cut in two, which is no Unicode."""
+    if not isinstance(value, str) or value.isascii():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

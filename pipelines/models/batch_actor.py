@@ -81,9 +81,19 @@ class ShardPredictor:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """The model, loaded with the first shard, which can say why if it can't be."""
-        predictor = load(self.job.model, self.job.batch_size)
-        predictor.model.to("cuda" if self.job.has_gpu else "cpu")
+        """The model, loaded with the first shard, which can say why if it can't be.
+
+        Raises:
+            UserError: If it can't be read, or is too large for the GPU.
+        """
+        try:
+            predictor = load(self.job.model, self.job.batch_size)
+            predictor.model.to("cuda" if self.job.has_gpu else "cpu")
+        except torch.OutOfMemoryError:
+            raise UserError("the GPU has no room for the model: set --device cpu") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"model {self.job.model} cannot be read ({reason}): mend that and start again") from None
         return predictor
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pipelines.models.predict import device_of, kind_of
 from pipelines.models.predict_options import BatchPredictConfig
 from pipelines.models.shards import Shard, divide, fingerprint_of_files, is_written
 from pipelines.models.where import model_folder
-from pipelines.storage import Storage
+from pipelines.storage import Storage, is_leftover
 
 MANIFEST = "_batch.json"  # readers of Parquet folders pass names by that begin like this
 _LOG_SECONDS = 10.0
@@ -162,9 +162,14 @@ def _is_new(output: Path, manifest: dict[str, Any]) -> bool:
     if path.exists():
         _compare(output, _read(path), manifest)
         return False
-    if output.is_dir() and any(child.name not in (LOCK, HOLDER) for child in output.iterdir()):
+    if output.is_dir() and any(not _is_ours(child.name) for child in output.iterdir()):
         raise UserError(f"output {output} is not empty: name another folder")
     return True
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a file is what a command leaves that was killed before it wrote the manifest."""
+    return name in (LOCK, HOLDER) or is_leftover(name)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from perceiver.data.image_folders import IMAGE_SUFFIXES
+from perceiver.data.tokenizer import has_half_character
 from perceiver.errors import UserError, one_line
-from perceiver.inference import has_half_character
 
 Kind = Literal["text", "image"]
 

@@ -51,8 +51,10 @@ class Cursor:
             for record in self._batch.slice(self._row - self._batch_row).to_pylist():
                 self._row += 1
                 yield record
+            self._of = None  # until the next batch has been read
             self._batch_row += len(self._batch)
             self._batch = next(self._batches, None)
+            self._of = of
 
 
 def _batches(path: Path, wanted: Wanted, row_group: int) -> Iterator[pa.RecordBatch]:

@@ -141,10 +141,10 @@ def _results(predictor: Predictor, rows: Sequence[Row], config: PredictConfig, l
         outcomes: list[Any] = _fills(predictor, contents, config.top_k or _TOP_K, logger)
     elif name == "text":
         if masked := next((text for text in contents if MASK_TOKEN in text), None):
-            reason = f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies"
             if config.text:
+                reason = f"{masked[:60]!r} has a {MASK_TOKEN}, but the model classifies"
                 raise UserError(f"{reason}: name the model of an mlm stage")
-            logger.info("%s: it is read as it stands", reason)
+            logger.info("some texts have a %s, but the model classifies: it is read as it stands", MASK_TOKEN)
         outcomes = predictor.classify(contents)
     else:
         outcomes = predictor.classify(contents, config.resize)

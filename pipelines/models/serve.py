@@ -24,6 +24,7 @@ from pipelines.models.serve_options import ServeOptions
 from pipelines.models.where import model_folder
 
 _APPLICATION = "perceiver"
+_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}  # of Ray Serve, wherever it runs
 _STOP_SECONDS = 2.0
 _BATCHES_AT_ONCE = 4  # one is computed, one waits, and there is room for requests that are read and answered
 
@@ -57,26 +58,44 @@ def serve(options: ServeOptions) -> int:
         print(f"warning: whoever reaches {options.host} may ask, for there is no authentication", file=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with connected(), contextlib.nullcontext() if own is not None else _only_server():
-            _start(options, files, share)
-            print(_welcome(options, config), flush=True)
-            threading.Event().wait()
+        with connected():
+            if share is None:
+                share = _share(options, _cluster_resources())
+            with contextlib.nullcontext() if own is not None else _only_server():
+                _start(options, files, share)
+                print(_welcome(options, config, "this machine" if own is not None else "the head"), flush=True)
+                threading.Event().wait()
     except KeyboardInterrupt:
         print("stopped", flush=True)
     return 0
 
 
-def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share | None) -> None:
-    """Start the application, and wait until it answers."""
+def _cluster_resources() -> Mapping[str, float]:
+    import ray
+
+    found: Mapping[str, float] = ray.cluster_resources()
+    return found
+
+
+def _start(options: ServeOptions, files: Mapping[str, bytes], share: _Share) -> None:
+    """Start the application, and wait until it answers.
+
+    Raises:
+        UserError: If the head can't listen at the address.
+    """
     import ray
     from ray import serve
 
     from pipelines.models.service import Limits, Service
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    share = share or _share(options, ray.cluster_resources())
     limits = Limits(options.max_batch_size, options.max_inputs, options.max_bytes)
-    serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
+    except Exception as error:
+        if "Failed to bind" not in str(error):
+            raise
+        raise _cannot_listen(options.host, options.port, "the head's port is taken") from None
     deployment = Service.options(  # type: ignore[attr-defined]  # the decorator makes a deployment of the class
         num_replicas=options.num_replicas,
         ray_actor_options=share.options(),
@@ -98,14 +117,14 @@ def _only_server() -> Iterator[None]:
     Raises:
         UserError: If Ray Serve runs there already.
     """
+    import ray
     from ray import serve
 
-    status = serve.status()
-    if status.proxies or status.applications:
-        serving = ", ".join(status.applications) or "nothing at present"
+    if _CONTROLLER in ray.util.list_named_actors(all_namespaces=True):
+        serving = ", ".join(serve.status().applications) or "nothing at present"
         raise UserError(
-            f"the cluster at RAY_ADDRESS runs Ray Serve already (it serves {serving}): stop that with "
-            "`serve shutdown`, or unset RAY_ADDRESS"
+            f"the cluster at RAY_ADDRESS runs Ray Serve already (it serves {serving}): stop that with `serve shutdown "
+            "--address http://HEAD:8265`, or unset RAY_ADDRESS"
         )
     try:
         yield
@@ -138,9 +157,11 @@ def _check_address(host: str, port: int) -> None:
             probe.listen()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"can't listen at host {host}, port {port} ({reason}): choose another --host or --port"
-        ) from None
+        raise _cannot_listen(host, port, reason) from None
+
+
+def _cannot_listen(host: str, port: int, reason: str) -> UserError:
+    return UserError(f"can't listen at host {host}, port {port} ({reason}): choose another --host or --port")
 
 
 def _is_loopback(host: str) -> bool:
@@ -150,7 +171,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _welcome(options: ServeOptions, config: ModelConfig) -> str:
+def _welcome(options: ServeOptions, config: ModelConfig, listener: str) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{options.port}"
     if isinstance(config, ImageClassifierConfig):
@@ -158,4 +179,5 @@ def _welcome(options: ServeOptions, config: ModelConfig) -> str:
     else:
         text = "i have watched this [MASK]" if isinstance(config, MaskedLanguageModelConfig) else "what a film"
         data = shlex.quote(f'{{"texts": ["{text}"]}}')
-    return f"{without_secrets(options.model)} answers at {url}, Ctrl-C ends it; try\n  curl {url}/predict -d {data}"
+    name = without_secrets(options.model)
+    return f"{name} answers at {url} on {listener}, Ctrl-C ends it; try\n  curl {url}/predict -d {data}"

@@ -49,7 +49,8 @@ def ask(server: ModelServer, body: bytes, path: str = "/predict", method: str = 
         connection.close()
 
 
-def test_a_port_that_is_taken_is_found_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_found_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -192,7 +193,7 @@ def test_a_cluster_serves_one_model_at_a_time_and_is_left_as_it_was(tmp_path: Pa
         with own_server(str(mlm), tmp_path / "log.txt", environment=environment) as server:
             command = [sys.executable, "-m", "pipelines", "serve", f"--model={classifier}", f"--port={free_port()}"]
             second = subprocess.run(
-                command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+                command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
             )
             assert second.returncode == 2
             assert second.stderr.splitlines()[-1].startswith("error: the cluster at RAY_ADDRESS runs Ray Serve already")
