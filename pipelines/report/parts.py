@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#a0aec0"
@@ -171,6 +171,8 @@ def new_axes(xlabel: str = "", ylabel: str = "", size: tuple[float, float] = (4.
     """
     axes = Figure(figsize=size, layout="constrained").add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if xlabel == "step":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return axes
 
 
