@@ -19,6 +19,7 @@ from typing import Any
 from perceiver.config import TrainerConfig
 from perceiver.errors import UserError
 from pipelines.config import ScalingConfig, StageConfig
+from pipelines.environment import environment
 
 # The controller of a training looks at its workers this often (seconds); Ray's default of 2 makes short stages wait.
 _POLL_SECONDS = "0.5"
@@ -106,7 +107,7 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     address = _address()
     options, variables = ({"address": address}, {}) if address else _local()
-    with _own_signals(), _environment(variables):
+    with _own_signals(), environment(variables):
         import ray
 
         try:
@@ -121,21 +122,6 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

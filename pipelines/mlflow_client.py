@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perceiver.files import sync
+from pipelines.environment import environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,16 +79,8 @@ def make_client(uri: str) -> MlflowClient:
 @contextmanager
 def default_mlflow(uri: str) -> Iterator[None]:
     """Let MLflow look here where it is told nothing else, as its registry does even where it is told."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, uri))
-    try:
+    with environment(dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"), uri)):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def artifact_location(uri: str) -> str | None:

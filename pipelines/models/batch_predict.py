@@ -258,7 +258,7 @@ def _results(
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar of rows on a terminal, or a line now and then in a log, and yield what moves it."""
     if not sys.stderr.isatty():
-        yield _Lines(total).advance
+        yield _LogProgress(total).advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -269,7 +269,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda rows: progress.advance(task, rows)
 
 
-class _Lines:
+class _LogProgress:
     """Progress in a log."""
 
     def __init__(self, total: int) -> None:

@@ -20,6 +20,7 @@ from pipelines.control import DivergedError, Link
 from pipelines.storage import Storage
 from pipelines.worker import load_best
 from tests.distributed import run_distributed
+from tests.pipelines.ray_faults import wait_for
 
 _LATE_SECONDS = 0.5
 
@@ -42,9 +43,8 @@ def best_of(folder: str) -> tuple[int, float]:
     with process_group() as rank:
         store, looks = CheckpointStore(Storage.from_uri(folder)), Path(folder) / ".looks"
         if rank == 0:
-            while not looks.exists():
-                time.sleep(0.01)
-            time.sleep(_LATE_SECONDS)
+            wait_for(looks.exists)
+            time.sleep(_LATE_SECONDS)  # in which rank 1, if it didn't wait, would find the other one
             write(store, 2, loss=0.5)
         else:
             looks.touch()
@@ -72,8 +72,9 @@ def end_of_training(folder: str) -> str:
         if rank == 0:
             checkpoints.save_checkpoint({"state_dict": {"w": torch.tensor([math.nan])}}, "", Position(1, 1))
         trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast))
+        module: Any = None
         try:
-            callback.on_train_end(trainer, None)  # type: ignore[arg-type]
+            callback.on_train_end(trainer, module)
         except DivergedError as error:
             return str(error)
         return "nothing"

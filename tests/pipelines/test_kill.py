@@ -45,15 +45,18 @@ def command(tmp_path: Path, run_name: str, mlflow: bool = False) -> list[str]:
     return [sys.executable, "-m", "pipelines", "mlm", *(f"--{name}={value}" for name, value in options.items())]
 
 
+IN_PROCESS, RAY_WORKER = "", "local"  # RAY_ADDRESS for a worker in the command's own process, and for one of Ray's
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log.txt"
 
 
 @pytest.fixture
-def start(log: Path) -> Iterator[Start]:
-    """Start commands that train in their own process, and whose output goes to the log; none outlives the test."""
-    with commands(log, {**os.environ, "RAY_ADDRESS": ""}) as start:
+def start(log: Path, ray_address: str) -> Iterator[Start]:
+    """Start commands whose output goes to the log; none outlives the test."""
+    with commands(log, {**os.environ, "RAY_ADDRESS": ray_address}) as start:
         yield start
 
 
@@ -71,6 +74,13 @@ def wait_for_step(journal: Path, step: int, process: subprocess.Popen[bytes], de
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "ray_address",
+    [
+        pytest.param(IN_PROCESS, id="in-process"),
+        pytest.param(RAY_WORKER, id="ray-worker", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start: Start) -> None:
     whole, killed = tmp_path / "runs" / "whole" / "mlm", tmp_path / "runs" / "killed" / "mlm"
     assert start(command(tmp_path, "whole")).wait(300) == 0, log.read_text()
@@ -90,6 +100,7 @@ def test_killed_run_ends_with_the_same_weights(tmp_path: Path, log: Path, start:
     assert losses(killed) == losses(whole)
 
 
+@pytest.mark.parametrize("ray_address", [pytest.param(IN_PROCESS, id="in-process")])
 def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path, log: Path, start: Start) -> None:
     process = start(command(tmp_path, "stopped", mlflow=True))
     wait_for_step(tmp_path / "runs" / "stopped" / "mlm" / "metrics.jsonl", 5, process)

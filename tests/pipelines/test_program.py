@@ -16,7 +16,7 @@ executor = ThreadPoolExecutor()
 executor.submit(int).result()  # its thread waits for more
 
 def late():
-    time.sleep(0.3)
+    time.sleep(0.3)  # until main has ended
     print("a thread ends")
 
 def main():

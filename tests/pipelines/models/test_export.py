@@ -92,14 +92,8 @@ def test_a_program_computes_what_the_model_computes(task: str, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("task", "format_"),
-    [
-        ("masked_language_model", "onnx"),
-        ("masked_language_model", "torch-export"),
-        ("image_classifier", "onnx"),  # the other classifiers are in test_equality.py
-    ],
-)
+@pytest.mark.parametrize("format_", SUFFIX)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_file_of_the_default_size_computes_what_the_model_computes(
     task: str, format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,7 +172,8 @@ def test_images_are_answered_and_sigterm_ends_the_server(tmp_path: Path) -> None
         images: list[Any] = [base64.b64encode(pictures[0]).decode(), pixels[1].tolist()]
         status, answer = ask(server, json.dumps({"images": images}).encode())
         assert status == 200
-        assert_equal(answer["predictions"], load(model).classify(model_inputs(pixels, CONFIGS[IMAGE])))  # type: ignore[arg-type]
+        config: Any = CONFIGS[IMAGE]
+        assert_equal(answer["predictions"], load(model).classify(model_inputs(pixels, config)))
         assert ask(server, b'{"images": ["AAAA"]}')[0] == 422
         assert_stops(server)
 
